@@ -1,0 +1,45 @@
+//! Time as the cache sees it: wall-clock milliseconds that never run backwards.
+//!
+//! Freshness is arithmetic on dates, and a stored response may outlive a step of the system clock.
+//! So the wall clock is read once, and everything after that is monotonic.
+
+use std::{
+    sync::LazyLock,
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+};
+
+/// Milliseconds since the Unix epoch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub struct Timestamp(pub u64);
+
+static START: LazyLock<(Instant, u64)> = LazyLock::new(|| {
+    let wall = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    (Instant::now(), millis(wall))
+});
+
+impl Timestamp {
+    /// The present.
+    pub fn now() -> Self {
+        let (instant, wall) = *START;
+        Self(wall + millis(instant.elapsed()))
+    }
+
+    /// This moment, `duration` later; saturates.
+    pub fn after(self, duration: Duration) -> Self {
+        Self(self.0.saturating_add(millis(duration)))
+    }
+
+    /// How long ago `earlier` was; zero when it lies ahead.
+    pub fn since(self, earlier: Self) -> Duration {
+        Duration::from_millis(self.0.saturating_sub(earlier.0))
+    }
+
+    /// Whole seconds since the Unix epoch.
+    pub fn seconds(self) -> u64 {
+        self.0 / 1000
+    }
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}

@@ -1,0 +1,14 @@
+//! Portway: an API gateway with a correct, coherent response cache, in one binary.
+//!
+//! `ARCHITECTURE.md` shows how the modules depend on one another; each module's own page says what
+//! it is for and why it is built the way it is.
+
+pub mod admin;
+pub mod app;
+pub mod cache;
+pub mod config;
+pub mod problem;
+pub mod proxy;
+pub mod routes;
+pub mod server;
+pub mod telemetry;

@@ -1,0 +1,175 @@
+//! What a client sees when something went wrong: one table from error code to status and title.
+//!
+//! Modules say what happened in errors of their own and name a [`Code`]; the body follows RFC 9457
+//! (`application/problem+json`) and never carries the cause, which goes to the log. A code is part
+//! of the public contract: clients match on it, so an existing name never changes its meaning.
+
+use actix_http::{
+    Response, StatusCode,
+    body::BoxBody,
+    header::{CONTENT_TYPE, HeaderValue, RETRY_AFTER},
+};
+use bytes::Bytes;
+
+/// A stable name for one kind of failure.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Code {
+    /// The request could be read in two ways, or breaks RFC 9112.
+    MalformedRequest,
+    /// The client sent its request, or a part of it, too slowly.
+    RequestTimeout,
+    /// The request body is larger than the route allows.
+    BodyTooLarge,
+    /// The request target is longer than the front door accepts.
+    TargetTooLong,
+    /// Too many request headers, or too many bytes of them.
+    HeadersTooLarge,
+    /// `Expect` asks for something other than `100-continue`.
+    ExpectationFailed,
+    /// No route matches.
+    NoRoute,
+    /// A route matches the path, but with other methods.
+    MethodNotAllowed,
+    /// The method is one the gateway never forwards (`CONNECT`, `TRACE`).
+    MethodNotImplemented,
+    /// The HTTP version is not one the gateway speaks.
+    VersionNotSupported,
+    /// `only-if-cached` was asked and nothing usable is stored.
+    NotCached,
+    /// The upstream could not be reached, or broke off before it answered.
+    UpstreamUnreachable,
+    /// The upstream answered with something that is not valid HTTP.
+    UpstreamInvalid,
+    /// The upstream did not answer in time.
+    UpstreamTimeout,
+    /// No target of the upstream is healthy.
+    NoHealthyTarget,
+    /// The upstream's circuit breaker is open.
+    BreakerOpen,
+    /// The gateway is at one of its own limits.
+    Overloaded,
+    /// The operator's token is missing or wrong.
+    Unauthorized,
+    /// The operator sent a request the admin API cannot read.
+    BadAdminRequest,
+    /// The admin API has no such thing.
+    NotFound,
+    /// A defect of the gateway itself.
+    Internal,
+}
+
+impl Code {
+    /// The status a client gets.
+    pub const fn status(self) -> StatusCode {
+        match self {
+            Self::MalformedRequest | Self::BadAdminRequest => StatusCode::BAD_REQUEST,
+            Self::Unauthorized => StatusCode::UNAUTHORIZED,
+            Self::NoRoute | Self::NotFound => StatusCode::NOT_FOUND,
+            Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
+            Self::RequestTimeout => StatusCode::REQUEST_TIMEOUT,
+            Self::BodyTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::TargetTooLong => StatusCode::URI_TOO_LONG,
+            Self::HeadersTooLarge => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
+            Self::ExpectationFailed => StatusCode::EXPECTATION_FAILED,
+            Self::MethodNotImplemented => StatusCode::NOT_IMPLEMENTED,
+            Self::VersionNotSupported => StatusCode::HTTP_VERSION_NOT_SUPPORTED,
+            Self::UpstreamUnreachable | Self::UpstreamInvalid => StatusCode::BAD_GATEWAY,
+            Self::NoHealthyTarget | Self::BreakerOpen | Self::Overloaded => {
+                StatusCode::SERVICE_UNAVAILABLE
+            }
+            Self::NotCached | Self::UpstreamTimeout => StatusCode::GATEWAY_TIMEOUT,
+            Self::Internal => StatusCode::INTERNAL_SERVER_ERROR,
+        }
+    }
+
+    /// The stable name: the `code` member of the body and the `code` field of the access log.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::MalformedRequest => "malformed_request",
+            Self::RequestTimeout => "request_timeout",
+            Self::BodyTooLarge => "body_too_large",
+            Self::TargetTooLong => "target_too_long",
+            Self::HeadersTooLarge => "headers_too_large",
+            Self::ExpectationFailed => "expectation_failed",
+            Self::NoRoute => "no_route",
+            Self::MethodNotAllowed => "method_not_allowed",
+            Self::MethodNotImplemented => "method_not_implemented",
+            Self::VersionNotSupported => "version_not_supported",
+            Self::NotCached => "not_cached",
+            Self::UpstreamUnreachable => "upstream_unreachable",
+            Self::UpstreamInvalid => "upstream_invalid",
+            Self::UpstreamTimeout => "upstream_timeout",
+            Self::NoHealthyTarget => "no_healthy_target",
+            Self::BreakerOpen => "breaker_open",
+            Self::Overloaded => "overloaded",
+            Self::Unauthorized => "unauthorized",
+            Self::BadAdminRequest => "bad_admin_request",
+            Self::NotFound => "not_found",
+            Self::Internal => "internal",
+        }
+    }
+
+    /// A sentence for people; the same for every occurrence (RFC 9457 section 3.1.4).
+    pub const fn title(self) -> &'static str {
+        match self {
+            Self::MalformedRequest => "The request is not valid HTTP",
+            Self::RequestTimeout => "The request did not arrive in time",
+            Self::BodyTooLarge => "The request body is too large",
+            Self::TargetTooLong => "The request target is too long",
+            Self::HeadersTooLarge => "The request headers are too large",
+            Self::ExpectationFailed => "The expectation cannot be met",
+            Self::NoRoute => "Nothing is routed here",
+            Self::MethodNotAllowed => "The method is not allowed here",
+            Self::MethodNotImplemented => "The method is not supported",
+            Self::VersionNotSupported => "The HTTP version is not supported",
+            Self::NotCached => "Nothing usable is cached",
+            Self::UpstreamUnreachable => "The upstream cannot be reached",
+            Self::UpstreamInvalid => "The upstream sent an invalid response",
+            Self::UpstreamTimeout => "The upstream did not answer in time",
+            Self::NoHealthyTarget => "No target of the upstream is healthy",
+            Self::BreakerOpen => "The upstream is failing and given time to recover",
+            Self::Overloaded => "The gateway is overloaded",
+            Self::Unauthorized => "A valid token is needed",
+            Self::BadAdminRequest => "The admin request cannot be read",
+            Self::NotFound => "There is no such thing",
+            Self::Internal => "The gateway failed",
+        }
+    }
+
+    /// How long a client should wait before it tries again, in seconds, where waiting helps.
+    pub const fn retry_after(self) -> Option<u32> {
+        match self {
+            Self::NoHealthyTarget | Self::BreakerOpen | Self::Overloaded => Some(1),
+            _ => None,
+        }
+    }
+}
+
+/// An error that can choose what a client sees of it.
+pub trait Problem: std::error::Error {
+    /// The code that stands for this error outside.
+    fn code(&self) -> Code;
+}
+
+/// Builds the `application/problem+json` response for `code`.
+///
+/// `detail` is for the client and must hold nothing internal: what was wrong with *its* request.
+pub fn response(code: Code, detail: Option<&str>, request_id: &str) -> Response<BoxBody> {
+    let mut body = serde_json::json!({
+        "type": "about:blank",
+        "title": code.title(),
+        "status": code.status().as_u16(),
+        "code": code.as_str(),
+        "request_id": request_id,
+    });
+    if let Some(detail) = detail {
+        body["detail"] = detail.into();
+    }
+    let mut response = Response::new(code.status());
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
+    if let Some(seconds) = code.retry_after() {
+        headers.insert(RETRY_AFTER, HeaderValue::from(seconds));
+    }
+    response.set_body(BoxBody::new(Bytes::from(body.to_string())))
+}

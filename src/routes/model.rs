@@ -1,0 +1,139 @@
+//! What a routes file says, checked and resolved: the types the rest of the gateway works with.
+
+use std::{sync::Arc, time::Duration};
+
+use actix_http::{
+    Method, StatusCode,
+    header::{HeaderName, HeaderValue},
+};
+use url::Url;
+
+use super::{pattern::PathPattern, template::Template};
+
+/// One rule that matches requests.
+#[derive(Debug)]
+pub struct Route {
+    /// Unique in its file; the label in metrics, logs and purges.
+    pub name: Arc<str>,
+    pub path: PathPattern,
+    /// Lower-case host without a port; `None` matches every host.
+    pub host: Option<Box<str>>,
+    /// Request headers that must be present with exactly these values.
+    pub headers: Vec<(HeaderName, HeaderValue)>,
+    /// `None` matches every method.
+    pub methods: Option<Vec<Method>>,
+    pub action: Action,
+    /// Changes to the headers that go upstream.
+    pub request: HeaderRules,
+    /// Changes to the headers that go to the client, made before the response is stored.
+    pub response: HeaderRules,
+    /// Largest request body in bytes.
+    pub max_body: u64,
+    /// `None`: by the origin's headers alone.
+    pub cache: Option<CacheRule>,
+    /// Tags to purge after a request with an unsafe method succeeded.
+    pub invalidates: Vec<Template>,
+}
+
+/// What answers a request.
+#[derive(Debug)]
+pub enum Action {
+    /// A target of the upstream at this index of [`super::RouteTable::upstreams`].
+    Proxy {
+        upstream: usize,
+        /// The path sent upstream; `None` sends it as it came.
+        rewrite: Option<Template>,
+    },
+    /// A fixed response.
+    Respond { status: StatusCode, headers: Vec<(HeaderName, HeaderValue)>, body: bytes::Bytes },
+}
+
+/// Header changes: first `remove`, then `set`.
+#[derive(Debug, Default, Clone)]
+pub struct HeaderRules {
+    pub set: Vec<(HeaderName, HeaderValue)>,
+    pub remove: Vec<HeaderName>,
+}
+
+/// How responses of a route are cached, on top of the origin's own directives.
+#[derive(Debug, Clone, Default)]
+pub struct CacheRule {
+    /// Freshness where the origin gives none; `None` takes `REDIS_CACHE_TTL_SECONDS`.
+    pub ttl: Option<Duration>,
+    /// Lets `ttl` win over `private`, `no-store`, `Set-Cookie` and `Authorization`.
+    pub override_origin: bool,
+    /// The query parameters that count, sorted; others are not sent upstream. `None`: all.
+    pub query: Option<Vec<Box<str>>>,
+    /// Request headers to vary on besides those the origin names.
+    pub vary: Vec<HeaderName>,
+    /// Names a purge can use.
+    pub tags: Vec<Template>,
+    pub stale_while_revalidate: Option<Duration>,
+    pub stale_if_error: Option<Duration>,
+    /// Paths (with query) to fetch once at start and after a reload.
+    pub warm_paths: Vec<Box<str>>,
+}
+
+/// A named group of targets.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Upstream {
+    pub name: Arc<str>,
+    /// Base URLs, `http` or `https`.
+    pub targets: Vec<Url>,
+    pub balance: Balance,
+    /// `None`: no active checks, only passive ejection.
+    pub health: Option<HealthCheck>,
+    pub timeout: Timeouts,
+    pub retry: Retry,
+    pub breaker: Breaker,
+}
+
+/// How a target is chosen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Balance {
+    RoundRobin,
+    LeastRequests,
+    /// By the request's path and query, so that one URL keeps going to one target.
+    ConsistentHash,
+}
+
+/// Active checks: `GET path`, any 2xx or 3xx is healthy.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HealthCheck {
+    pub path: Box<str>,
+    pub interval: Duration,
+    pub unhealthy_after: u32,
+    pub healthy_after: u32,
+}
+
+/// How long the gateway waits for an upstream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Timeouts {
+    /// To open a connection, TLS included.
+    pub connect: Duration,
+    /// From the end of the request to the response's header section.
+    pub first_byte: Duration,
+    /// Between two chunks of a body, in either direction.
+    pub idle: Duration,
+}
+
+/// When a request is sent once more, to another target where there is one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Retry {
+    /// Attempts in all; 1 never retries.
+    pub attempts: u32,
+    /// Connect failures count as a reason.
+    pub on_connect: bool,
+    /// Statuses that count as a reason.
+    pub on_status: Vec<u16>,
+}
+
+/// When an upstream target is left alone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Breaker {
+    /// Failures within `window` that open the breaker.
+    pub failures: u32,
+    pub window: Duration,
+    /// How long it stays open before one request may try again.
+    pub open: Duration,
+}

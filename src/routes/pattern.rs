@@ -1,0 +1,3 @@
+/// A path pattern.
+#[derive(Debug)]
+pub struct PathPattern;

@@ -1,0 +1,3 @@
+/// Text with `{name}` placeholders.
+#[derive(Debug, Clone)]
+pub struct Template;
