@@ -1,8 +1,8 @@
 //! The route table: which requests go where, and how their responses are cached.
 //!
-//! A file is read into a tree of values that know their places ([`yaml`]), variables are filled in
-//! ([`variables`]), and the tree is held against the declared keys ([`keys`], [`check`]). Only then
-//! it becomes a table ([`build`]). Each step reports all that it finds, so that one look shows every
+//! A file is read into a tree of values that know their places (`yaml`), variables are filled in
+//! (`variables`), and the tree is held against the declared keys (`keys`, `check`). Only then it
+//! becomes a table (`build`). Each step reports all that it finds, so that one look shows every
 //! mistake. A table never changes: a reload makes a new one.
 
 mod build;

@@ -29,10 +29,13 @@ use super::{
 pub struct InboundBody(Inner);
 
 enum Inner {
-    Empty,
+    /// There is none; what the client is told of its size depends on method and status.
+    Empty(BodySize),
     /// It came together with the head.
     Full(Bytes),
     Streaming(Box<Streaming>),
+    /// The error is given out at the next poll.
+    Failed(UpstreamError),
     Ended,
 }
 
@@ -83,7 +86,11 @@ impl InboundBody {
         let reader = match head.framing {
             Framing::Empty => {
                 release.complete(connection, sending.is_none());
-                return Self(Inner::Empty);
+                return Self(Inner::Empty(match (head.status.as_u16(), head.announced) {
+                    // A 304 keeps the Content-Length among its fields, a 204 has none.
+                    (101 | 204 | 304, _) | (_, None) => BodySize::None,
+                    (_, Some(length)) => BodySize::Sized(length),
+                }));
             }
             Framing::Length(length) => {
                 // What is here already needs no stream; the connection is free at once.
@@ -112,10 +119,11 @@ impl InboundBody {
         })))
     }
 
-    /// Its length, if that is known before it is read.
+    /// How many bytes it has, if that is known before it is read.
     pub fn length(&self) -> Option<u64> {
         match &self.0 {
-            Inner::Empty | Inner::Ended => Some(0),
+            Inner::Empty(_) | Inner::Ended => Some(0),
+            Inner::Failed(_) => None,
             Inner::Full(bytes) => Some(bytes.len() as u64),
             Inner::Streaming(streaming) => streaming.length,
         }
@@ -124,9 +132,9 @@ impl InboundBody {
     /// All of it, if it has arrived already; otherwise the body itself.
     pub fn try_into_full(self) -> Result<Bytes, Self> {
         match self.0 {
-            Inner::Empty => Ok(Bytes::new()),
+            Inner::Empty(_) => Ok(Bytes::new()),
             Inner::Full(bytes) => Ok(bytes),
-            Inner::Streaming(_) | Inner::Ended => Err(self),
+            Inner::Streaming(_) | Inner::Failed(_) | Inner::Ended => Err(self),
         }
     }
 }
@@ -218,11 +226,13 @@ impl Stream for InboundBody {
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let piece = match &mut self.0 {
             Inner::Streaming(streaming) => ready!(streaming.poll_piece(cx)),
-            Inner::Empty | Inner::Ended => return Poll::Ready(None),
-            Inner::Full(bytes) => {
-                let bytes = std::mem::take(bytes);
-                self.0 = Inner::Ended;
-                return Poll::Ready(Some(Ok(bytes)));
+            Inner::Empty(_) | Inner::Ended => return Poll::Ready(None),
+            Inner::Full(_) | Inner::Failed(_) => {
+                return Poll::Ready(match std::mem::replace(&mut self.0, Inner::Ended) {
+                    Inner::Full(bytes) => Some(Ok(bytes)),
+                    Inner::Failed(error) => Some(Err(error)),
+                    _ => None,
+                });
             }
         };
         if let Ok(Piece::Data(bytes)) = piece {
@@ -246,7 +256,12 @@ impl Stream for InboundBody {
                 if error.blames_target() {
                     release.lease.failed();
                 }
-                Some(Err(error))
+                // The server closes at an error without writing out what it has buffered, and the
+                // client would see an empty answer, which invites it to repeat the request. One
+                // more turn lets the server write first, so that the client sees the cut.
+                self.0 = Inner::Failed(error);
+                cx.waker().wake_by_ref();
+                return Poll::Pending;
             }
         })
     }
@@ -256,7 +271,10 @@ impl MessageBody for InboundBody {
     type Error = UpstreamError;
 
     fn size(&self) -> BodySize {
-        self.length().map_or(BodySize::Stream, BodySize::Sized)
+        match &self.0 {
+            Inner::Empty(size) => *size,
+            _ => self.length().map_or(BodySize::Stream, BodySize::Sized),
+        }
     }
 
     fn poll_next(
@@ -267,7 +285,11 @@ impl MessageBody for InboundBody {
     }
 
     fn try_into_bytes(self) -> Result<Bytes, Self> {
-        self.try_into_full()
+        match self.0 {
+            // The answer to HEAD announces bytes that never come; as bytes it would announce none.
+            Inner::Empty(BodySize::Sized(1..)) => Err(self),
+            _ => self.try_into_full(),
+        }
     }
 }
 

@@ -114,8 +114,11 @@ mod tests {
 
     use super::*;
 
-    /// Decodes `pieces` as they arrive; the content, and what was left after the end.
-    fn decode(pieces: &[&[u8]]) -> Result<Option<(Vec<u8>, Vec<u8>)>, &'static str> {
+    /// The content, and what was left after its end; `None` if the end has not come.
+    type Decoded = Result<Option<(Vec<u8>, Vec<u8>)>, &'static str>;
+
+    /// Decodes `pieces` as they arrive.
+    fn decode(pieces: &[&[u8]]) -> Decoded {
         let (mut chunked, mut buffer, mut body) = (Chunked::new(), BytesMut::new(), Vec::new());
         let mut pieces = pieces.iter();
         loop {

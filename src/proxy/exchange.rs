@@ -96,7 +96,7 @@ impl Sending {
             return Poll::Ready(Ok(()));
         };
         let incomplete = || UpstreamError::RequestBody(PayloadError::Incomplete(None));
-        let piece = ready!(Pin::new(payload).poll_next(cx))
+        let piece = ready!(Pin::new(&mut *payload).poll_next(cx))
             .transpose()
             .map_err(UpstreamError::RequestBody)?;
         match (piece, &mut self.framing) {
@@ -106,6 +106,13 @@ impl Sending {
                 out.extend_from_slice(&piece);
                 if *left > 0 {
                     return Poll::Ready(Ok(()));
+                }
+                // The last byte is here, and the end of the payload normally with it. Seeing that
+                // tells the client's side that its body was read to the end.
+                if let Poll::Ready(Some(Ok(more))) = Pin::new(payload).poll_next(cx)
+                    && !more.is_empty()
+                {
+                    return Poll::Ready(Err(incomplete()));
                 }
             }
             (Some(piece), Send::Chunked) => {
@@ -122,8 +129,6 @@ impl Sending {
             (_, Send::Nothing) | (None, Send::Length(0)) => {}
         }
         self.read = true;
-        // The payload is dropped only with the exchange: an early drop would read as a lost interest
-        // in bytes that are all there.
         Poll::Ready(Ok(()))
     }
 }

@@ -121,7 +121,7 @@ impl UpstreamState {
         &self.settings.name
     }
 
-    fn status(&self) -> UpstreamStatus {
+    pub(super) fn status(&self) -> UpstreamStatus {
         let now = now_ms();
         let targets = self.targets.iter().map(|target| target.status(now)).collect();
         UpstreamStatus { name: self.settings.name.clone(), targets }

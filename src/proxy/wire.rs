@@ -40,6 +40,8 @@ pub(super) struct Head {
     pub status: StatusCode,
     pub headers: HeaderMap,
     pub framing: Framing,
+    /// Its `Content-Length`, also where that is not how many bytes follow (HEAD, 304).
+    pub announced: Option<u64>,
     /// Whether the connection may carry another request.
     pub keep_alive: bool,
     /// How many seconds the upstream keeps an idle connection, if it says so.
@@ -114,6 +116,7 @@ pub(super) fn parse(section: &Bytes, asked: Asked) -> Result<Option<Head>, &'sta
         status,
         headers,
         framing,
+        announced: raw.length,
         keep_alive: is_http11 && !raw.close && framing != Framing::UntilClose,
         keep_alive_secs: raw.keep_alive_secs,
         upgrade: raw.upgrade.and_then(|value| HeaderValue::from_bytes(value).ok()),

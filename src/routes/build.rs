@@ -41,13 +41,19 @@ pub(super) fn route<'n>(
     if let Some((name, node)) = name {
         check_name(name, "route", node, report);
         if let Some(first) = names.routes.insert(name, node.place.line) {
-            let message = format!("the route `{name}` is there twice, first in line {first}");
+            let name = node.shown();
+            let message = format!("the route {name} is there twice, first in line {first}");
             report.error(node.place, message);
         }
     }
     let path = fields.text("path").and_then(|(text, node)| {
         PathPattern::parse(text)
             .map_err(|expected| {
+                // The parser's words may quote what a variable holds.
+                let expected = match node.written {
+                    Some(_) => "a path pattern, with its variables filled in".to_owned(),
+                    None => expected,
+                };
                 report.error(node.place, format!("expected {expected}, not {}", node.shown()));
             })
             .ok()

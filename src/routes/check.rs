@@ -11,6 +11,7 @@ use crate::config::values;
 /// Reports everything in `node` that is not of `kind`.
 pub(super) fn check(node: &Node, kind: &Kind, report: &mut Report<'_>) {
     match (kind, &node.value) {
+        (_, Value::Unknown) => {}
         (Kind::Section(section), Value::Map(entries)) => {
             check_section(node, entries, section, report);
         }

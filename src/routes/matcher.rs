@@ -155,7 +155,7 @@ impl Matcher {
 }
 
 /// `host` without its port and a final dot.
-pub(super) fn host_name(host: &str) -> &str {
+fn host_name(host: &str) -> &str {
     let name = match host.rfind(':') {
         // A colon within brackets is part of an IPv6 address.
         Some(colon) if !host[colon..].contains(']') => &host[..colon],
@@ -257,3 +257,6 @@ impl Search<'_, '_> {
         route.headers.iter().all(|(name, value)| self.headers.get_all(name).any(|v| v == value))
     }
 }
+
+#[cfg(test)]
+mod tests;

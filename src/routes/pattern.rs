@@ -5,6 +5,9 @@ use super::path;
 /// More placeholders than this would not fit [`super::Params`].
 pub(super) const MAX_PARAMS: usize = 16;
 
+/// Each segment is a level of the tree of routes, which is built, searched and dropped recursively.
+const MAX_SEGMENTS: usize = 64;
+
 /// A path pattern.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PathPattern {
@@ -53,6 +56,9 @@ impl PathPattern {
             }
             names.push(name.into());
             segments.push(if rest.is_some() { Segment::Rest } else { Segment::Param });
+        }
+        if segments.len() > MAX_SEGMENTS {
+            return Err(format!("at most {MAX_SEGMENTS} segments"));
         }
         if names.len() > MAX_PARAMS {
             return Err(format!("at most {MAX_PARAMS} placeholders"));
@@ -157,6 +163,8 @@ mod tests {
         }
         let many: String = (0..=MAX_PARAMS).map(|n| format!("/{{p{n}}}")).collect();
         assert!(PathPattern::parse(&many).is_err());
+        assert!(PathPattern::parse(&"/a".repeat(MAX_SEGMENTS)).is_ok());
+        assert!(PathPattern::parse(&"/a".repeat(MAX_SEGMENTS + 1)).is_err());
     }
 
     #[test]

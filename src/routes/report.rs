@@ -39,11 +39,12 @@ impl fmt::Display for RouteErrors {
                 writeln!(f)?;
             }
             let Place { line, column } = mistake.place;
+            let message: String = mistake.message.chars().map(visible).collect();
             if line == 0 {
-                write!(f, "{}: {}", self.name, mistake.message)?;
+                write!(f, "{}: {message}", self.name)?;
                 continue;
             }
-            writeln!(f, "{}:{line}:{column}: {}", self.name, mistake.message)?;
+            writeln!(f, "{}:{line}:{column}: {message}", self.name)?;
             let shown = mistake.line.chars().take(MAX_SNIPPET).map(visible).collect::<String>();
             write!(f, "{line:>5} | {shown}")?;
             if (1..=MAX_SNIPPET).contains(&column) {

@@ -171,6 +171,7 @@ fn a_document_that_is_not_yaml_is_an_error_with_its_place() {
     assert!(!found[0].starts_with("r.yaml: "), "the place is known: {found:?}");
     assert_mistake("", "expected a map, not nothing");
     assert_mistake("- a\n", "expected a map, not a list");
+    assert_mistake("routes: []\n---\nroutes: []\n", "expected one YAML document");
 }
 
 #[test]
@@ -197,8 +198,11 @@ routes:
 
 #[test]
 fn what_a_variable_holds_is_not_repeated() {
-    let shown = table(&with_route("path: '${SECRET}'\nupstream: u")).expect_err("no slash");
-    assert!(shown.contains("${SECRET}") && !shown.contains("hunter2"), "{shown}");
+    for path in ["${SECRET}", "/a{${SECRET}}"] {
+        let keys = format!("path: '{path}'\nupstream: u");
+        let shown = table(&with_route(&keys)).expect_err("no pattern");
+        assert!(shown.contains("${SECRET}") && !shown.contains("hunter2"), "{shown}");
+    }
 }
 
 #[test]
@@ -319,6 +323,18 @@ routes:
     let table = table(text).expect("valid");
     assert_eq!(table.routes.len(), 2);
     assert_eq!(table.routes[1].path.as_str(), "/b");
+}
+
+#[test]
+fn many_routes_may_share_one_anchor() {
+    let mut text = "routes:\n  - &base { name: r, path: /r, respond: {} }\n".to_owned();
+    for n in 0..10_000 {
+        text.push_str(&format!("  - {{ <<: *base, name: r{n}, path: '/{n}/{{id}}' }}\n"));
+    }
+    let table = table(&text).unwrap_or_else(|errors| panic!("{errors}"));
+    let (headers, mut params) = (HeaderMap::new(), Params::default());
+    let found = table.find(&Method::GET, "h", "/9999/x", &headers, &mut params);
+    assert!(matches!(found, Found::Route(10_000, _)), "{found:?}");
 }
 
 proptest! {

@@ -17,7 +17,10 @@ pub(super) fn substitute(node: &mut Node, source: &dyn Source, report: &mut Repo
             Ok(expanded) => {
                 node.written = Some(std::mem::replace(text, expanded.into()));
             }
-            Err(message) => report.error(node.place, message),
+            Err(message) => {
+                report.error(node.place, message);
+                node.value = Value::Unknown;
+            }
         },
         Value::List(items) => {
             for item in items {

@@ -125,3 +125,92 @@ impl Directories {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    /// Far more than a notification takes: it is only waited for in full when a test fails.
+    const PATIENCE: Duration = Duration::from_secs(20);
+
+    /// Watches `path` and sends what is in it after each change.
+    fn contents(path: &Path) -> (Watcher, Receiver<Option<String>>) {
+        let (sender, receiver) = channel();
+        let file = path.to_owned();
+        let watcher = watch(path, move || {
+            let _ = sender.send(fs::read_to_string(&file).ok());
+        });
+        (watcher.expect("the directory is there"), receiver)
+    }
+
+    fn next(receiver: &Receiver<Option<String>>) -> Option<String> {
+        receiver.recv_timeout(PATIENCE).expect("a change is noticed")
+    }
+
+    #[test]
+    fn a_renamed_file_and_a_written_one_are_noticed() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let (file, new) = (directory.path().join("r.yaml"), directory.path().join("r.yaml.new"));
+        fs::write(&file, "one").expect("written");
+        let (_watcher, changes) = contents(&file);
+
+        fs::write(&new, "two").expect("written");
+        fs::rename(&new, &file).expect("renamed");
+        assert_eq!(next(&changes).as_deref(), Some("two"));
+
+        fs::write(&file, "three").expect("written");
+        assert_eq!(next(&changes).as_deref(), Some("three"));
+
+        fs::remove_file(&file).expect("removed");
+        assert_eq!(next(&changes), None);
+
+        fs::write(&file, "four").expect("written");
+        assert_eq!(next(&changes).as_deref(), Some("four"));
+    }
+
+    #[test]
+    fn a_swapped_link_is_noticed_as_in_a_config_map() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let at = |name: &str| directory.path().join(name);
+        for (version, text) in [("v1", "one"), ("v2", "two")] {
+            fs::create_dir(at(version)).expect("created");
+            fs::write(at(version).join("r.yaml"), text).expect("written");
+        }
+        symlink("v1", at("..data")).expect("linked");
+        symlink("..data/r.yaml", at("r.yaml")).expect("linked");
+        let (_watcher, changes) = contents(&at("r.yaml"));
+
+        symlink("v2", at("..data_tmp")).expect("linked");
+        fs::rename(at("..data_tmp"), at("..data")).expect("swapped");
+        assert_eq!(next(&changes).as_deref(), Some("two"));
+
+        // The new version's directory is watched from now on.
+        fs::write(at("v2").join("r.yaml"), "three").expect("written");
+        assert_eq!(next(&changes).as_deref(), Some("three"));
+    }
+
+    #[test]
+    fn neighbours_and_equal_content_are_not_changes() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let file = directory.path().join("r.yaml");
+        fs::write(&file, "one").expect("written");
+        let (_watcher, changes) = contents(&file);
+        fs::write(directory.path().join("other"), "x").expect("written");
+        fs::write(&file, "one").expect("written");
+        // Longer than the quiet time, as there is nothing to wait for.
+        assert!(changes.recv_timeout(QUIET * 5).is_err());
+        fs::write(&file, "two").expect("written");
+        assert_eq!(next(&changes).as_deref(), Some("two"));
+    }
+
+    #[test]
+    fn a_dropped_watcher_ends_its_thread() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let (watcher, changes) = contents(&directory.path().join("r.yaml"));
+        drop(watcher);
+        // The callback, and the sender in it, go with the thread.
+        assert_eq!(changes.recv_timeout(PATIENCE), Err(RecvTimeoutError::Disconnected));
+    }
+}

@@ -14,6 +14,9 @@ use serde_saphyr::{DuplicateKeyPolicy, Spanned, options::NonFiniteFloatPolicy};
 /// Deeper than any valid routes file; the parser and the tree's visitors recurse.
 const MAX_DEPTH: usize = 32;
 
+/// Longer values are cut in messages.
+const MAX_SHOWN: usize = 80;
+
 /// A line and a column, both from 1; 0 where unknown.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Place {
@@ -41,6 +44,8 @@ pub(super) enum Value {
     List(Vec<Node>),
     /// In the file's order, with keys that come twice.
     Map(Vec<(Node, Node)>),
+    /// A text whose variables are missing; that is reported, and nothing else is known.
+    Unknown,
 }
 
 impl Node {
@@ -54,13 +59,17 @@ impl Node {
 
     /// The value as the file has it, for messages: never what a variable held.
     pub(super) fn shown(&self) -> String {
+        let quoted = |text: &str| match text.char_indices().nth(MAX_SHOWN) {
+            Some((end, _)) => format!("`{}…`", &text[..end]),
+            None => format!("`{text}`"),
+        };
         match (&self.written, &self.value) {
-            (Some(written), _) => format!("`{written}`"),
-            (None, Value::Text(text)) => format!("`{text}`"),
+            (Some(written), _) => quoted(written),
+            (None, Value::Text(text)) => quoted(text),
             (None, Value::Integer(number)) => format!("`{number}`"),
             (None, Value::Number(number)) => format!("`{number}`"),
             (None, Value::Bool(boolean)) => format!("`{boolean}`"),
-            (None, Value::Null) => "nothing".to_owned(),
+            (None, Value::Null | Value::Unknown) => "nothing".to_owned(),
             (None, Value::List(_)) => "a list".to_owned(),
             (None, Value::Map(_)) => "a map".to_owned(),
         }
@@ -89,9 +98,13 @@ pub(super) fn parse(text: &str) -> Result<Node, (Place, String)> {
     serde_saphyr::from_str_with_options::<Node>(text, options).map_err(|error| {
         let place = error.location().map(place).unwrap_or_default();
         let message = error.without_snippet().to_string();
-        // The place is shown in front.
-        let message = message.split(" at line ").next().unwrap_or_default().to_owned();
-        (place, message)
+        // The place is shown in front; and the advice in this one is for programmers.
+        let message = match message.rsplit_once(" at line ") {
+            _ if message.starts_with("multiple YAML documents") => "expected one YAML document",
+            Some((message, _)) => message,
+            None => &message,
+        };
+        (place, message.to_owned())
     })
 }
 

@@ -27,6 +27,8 @@ mod watch;
 mod corpus;
 #[cfg(test)]
 mod properties;
+#[cfg(test)]
+mod timing;
 
 use std::{
     io,

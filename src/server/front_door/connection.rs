@@ -13,7 +13,7 @@ pub(super) struct Shared {
     /// Whether somebody reports exchanges; without that nothing waits for them.
     pub(super) attached: Cell<bool>,
     /// Request heads that were passed on.
-    passed: Cell<u32>,
+    pub(super) passed: Cell<u32>,
     /// Those of them whose response head is decided.
     answered: Cell<u32>,
     /// Those of them whose response is complete or given up.

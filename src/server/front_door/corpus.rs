@@ -1,9 +1,19 @@
 //! Plays `tests/corpus/front_door` against the front door with actix behind it.
 
-use std::{cell::Cell, fs, path::PathBuf, rc::Rc, time::Duration};
+use std::{
+    cell::Cell,
+    convert::Infallible,
+    fs,
+    path::PathBuf,
+    pin::Pin,
+    rc::Rc,
+    task::{Context, Poll},
+    time::Duration,
+};
 
 use actix_http::{
-    HttpMessage as _, HttpService, KeepAlive, Request, Response, StatusCode, body::BoxBody,
+    HttpMessage as _, HttpService, KeepAlive, Request, Response, StatusCode,
+    body::{BodySize, BoxBody, MessageBody},
 };
 use actix_service::{Service as _, ServiceFactory as _, fn_service};
 use bytes::Bytes;
@@ -13,7 +23,7 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-use super::{Connection, FrontDoor, Limits, refusal};
+use super::{Connection, Exchange, FrontDoor, Limits, refusal};
 use crate::problem::{self, Code};
 
 /// What came of one connection.
@@ -24,14 +34,14 @@ pub(super) struct Outcome {
     pub(super) requests: usize,
 }
 
-struct Case {
+pub(super) struct Case {
     name: String,
     expected: Outcome,
     fin: bool,
-    bytes: Vec<u8>,
+    pub(super) bytes: Vec<u8>,
 }
 
-fn cases() -> Vec<Case> {
+pub(super) fn cases() -> Vec<Case> {
     let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/corpus/front_door");
     let mut files: Vec<_> = fs::read_dir(folder)
         .unwrap()
@@ -111,8 +121,15 @@ async fn handle(
     count.set(count.get() + 1);
     let connection = request.conn_data::<Connection>().unwrap().clone();
     let mut exchange = connection.begin();
-    if request.uri().path() == "/slow" {
-        sleep(Duration::from_millis(20)).await;
+    match request.uri().path() {
+        "/slow" => sleep(Duration::from_millis(20)).await,
+        "/minutes" => sleep(Duration::from_secs(200)).await,
+        "/large" => {
+            exchange.answered();
+            let body = LastWithExchange(Bytes::from(vec![b'x'; 4_000_000]), exchange);
+            return Ok(Response::new(StatusCode::OK).set_body(BoxBody::new(body)));
+        }
+        _ => {}
     }
     let mut length = 0;
     if !request.headers().contains_key("upgrade") {
@@ -130,6 +147,24 @@ async fn handle(
     }
     exchange.answered();
     Ok(Response::new(StatusCode::OK).set_body(BoxBody::new(Bytes::from(length.to_string()))))
+}
+
+/// A body that keeps its exchange open until it has been sent.
+struct LastWithExchange(Bytes, #[expect(dead_code, reason = "held for its end")] Exchange);
+
+impl MessageBody for LastWithExchange {
+    type Error = Infallible;
+
+    fn size(&self) -> BodySize {
+        self.0.size()
+    }
+
+    fn poll_next(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Bytes, Infallible>>> {
+        Pin::new(&mut self.0).poll_next(cx)
+    }
 }
 
 /// A connection to a server with the front door; the number is that of the requests let through.

@@ -333,8 +333,46 @@ fn field(rest: &[u8]) -> Field {
     }
 }
 
-/// The verdict on a whole head; what follows the head is not looked at.
 #[cfg(test)]
-pub(super) fn check(head: &[u8], secure: bool) -> Result<Option<Complete>, Code> {
-    Head::default().read(head, &Limits::default(), secure)
+mod tests {
+    use super::*;
+
+    fn check(head: &str, secure: bool) -> Result<Option<Complete>, Code> {
+        Head::default().read(head.as_bytes(), &Limits::default(), secure)
+    }
+
+    fn framing(head: &str) -> Option<Framing> {
+        check(head, false).unwrap().map(|complete| complete.framing)
+    }
+
+    #[test]
+    fn a_head_says_how_its_request_ends() {
+        let get = "GET / HTTP/1.1\r\nHost: a\r\n";
+        assert_eq!(framing(&format!("{get}\r\n")), Some(Framing::None));
+        let length = format!("{get}Content-Length: 9223372036854775808\r\n\r\n");
+        assert_eq!(framing(&length), Some(Framing::Length(1 << 63)));
+        let chunked = format!("{get}Transfer-Encoding: CHUNKED\r\n\r\n");
+        assert_eq!(framing(&chunked), Some(Framing::Chunked));
+        let websocket = format!("{get}Upgrade: WebSocket\r\nContent-Length: 0\r\n\r\n");
+        assert_eq!(framing(&websocket), Some(Framing::Upgrade));
+    }
+
+    #[test]
+    fn a_head_ends_with_its_empty_line_and_not_before() {
+        let head = "GET / HTTP/1.1\r\nHost: a\r\n\r\n";
+        for end in 0..head.len() {
+            assert_eq!(check(&head[..end], false), Ok(None), "{end}");
+        }
+        let complete = check(&format!("{head}GET / HTTP/1.1\r\n"), false).unwrap().unwrap();
+        assert_eq!(complete.len, head.len());
+    }
+
+    #[test]
+    fn the_scheme_of_a_target_is_that_of_the_connection() {
+        let head = "GET https://a.example:443/ HTTP/1.1\r\nHost: a.example\r\n\r\n";
+        assert!(check(head, true).is_ok());
+        assert_eq!(check(head, false), Err(Code::MalformedRequest));
+        let head = "GET http://a.example/ HTTP/1.1\r\nHost: a.example\r\n\r\n";
+        assert_eq!(check(head, true), Err(Code::MalformedRequest));
+    }
 }

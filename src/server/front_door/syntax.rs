@@ -173,3 +173,52 @@ pub(super) fn aliases_a_guarded_name(name: &[u8]) -> bool {
             })
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn eight_bytes_at_a_time_find_what_one_at_a_time_finds(
+            bytes in proptest::collection::vec(prop_oneof![9 => 0x20_u8..=0xff, 1 => any::<u8>()], 0..80),
+            from in 0_usize..80,
+        ) {
+            let from = from.min(bytes.len());
+            let expected = (from..bytes.len()).find(|&at| !is_value(bytes[at]));
+            prop_assert_eq!(find_control(&bytes, from), expected);
+        }
+
+        #[test]
+        fn a_canonical_decimal_is_written_back_as_it_was(text in "[0-9+-]{0,22}") {
+            if let Some(number) = canonical_decimal(text.as_bytes()) {
+                prop_assert_eq!(number.to_string(), text);
+            }
+        }
+    }
+
+    #[test]
+    fn hosts_are_names_or_addresses() {
+        for host in ["a", "a.example.", "x_y-z.9", "127.0.0.1:1", "[::1]", "[2001:db8::1]:65535"] {
+            assert!(authority_is_valid(host.as_bytes()), "{host}");
+        }
+        for host in [
+            "",
+            ":80",
+            "a:",
+            "a:b",
+            ".",
+            "a..b",
+            "[::1",
+            "::1",
+            "[]",
+            "[::1%eth0]",
+            "a:080000",
+            "[::1]x",
+        ] {
+            assert!(!authority_is_valid(host.as_bytes()), "{host}");
+        }
+    }
+}
