@@ -87,7 +87,8 @@ fn tokens(source: &str) -> Vec<String> {
                 at += if bytes[at] == '\\' { 2 } else { 1 };
             }
             at += 1;
-        } else if c == '\'' && (bytes.get(at + 1) == Some(&'\\') || bytes.get(at + 2) == Some(&'\''))
+        } else if c == '\''
+            && (bytes.get(at + 1) == Some(&'\\') || bytes.get(at + 2) == Some(&'\''))
         {
             // A character, not a lifetime; `'\''` has its end after the escape.
             at += if bytes[at + 1] == '\\' { 3 } else { 2 };
@@ -209,13 +210,19 @@ fn the_reader_of_arrows_sees_every_way_to_write_one() {
         let path: Vec<String> = path.iter().map(|p| (*p).to_owned()).collect();
         named(source, &path).into_iter().collect::<Vec<_>>().join(" ")
     };
-    assert_eq!(seen("use crate::{proxy::{self, Client}, cache, routes::x};", &["a"]), "cache proxy routes");
+    assert_eq!(
+        seen("use crate::{proxy::{self, Client}, cache, routes::x};", &["a"]),
+        "cache proxy routes"
+    );
     assert_eq!(seen("fn f() { crate::server::run() }", &["a"]), "server");
     assert_eq!(seen("use super::super::server;", &["cache", "key"]), "server");
     assert_eq!(seen("use super::{entry, policy};", &["cache", "key"]), "");
     assert_eq!(seen("use super::proxy;", &["cache"]), "proxy");
     assert_eq!(seen("mod tests { use super::*; use super::super::proxy; }", &["cache"]), "proxy");
-    assert_eq!(seen("// crate::proxy\nlet s = \"crate::proxy\"; let c = '\\''; 'a: loop {}", &["a"]), "");
+    assert_eq!(
+        seen("// crate::proxy\nlet s = \"crate::proxy\"; let c = '\\''; 'a: loop {}", &["a"]),
+        ""
+    );
     assert_eq!(seen("let s = r#\"crate::proxy \"quoted\" \"#; crate::app::x", &["a"]), "app");
 }
 

@@ -82,7 +82,9 @@ async fn a_hundred_clients_on_a_cold_key_are_one_origin_request() {
 async fn waiters_on_a_private_answer_each_get_their_own() {
     let origin = Origin::start(|seen| {
         let who = seen.header("x-user").unwrap_or("nobody").to_owned();
-        Answer::ok(who).header("Cache-Control", "private, max-age=60").delay(Duration::from_millis(200))
+        Answer::ok(who)
+            .header("Cache-Control", "private, max-age=60")
+            .delay(Duration::from_millis(200))
     })
     .await;
     let gateway = Gateway::before(&origin.url()).start().await;
@@ -289,10 +291,9 @@ async fn vary_keeps_the_variants_apart() {
 
 #[tokio::test]
 async fn a_route_may_vary_on_more_than_the_origin_says() {
-    let origin = Origin::start(|seen: &Seen| {
-        Answer::ok(seen.header("x-tier").unwrap_or("none").to_owned())
-    })
-    .await;
+    let origin =
+        Origin::start(|seen: &Seen| Answer::ok(seen.header("x-tier").unwrap_or("none").to_owned()))
+            .await;
     let gateway = Gateway::routing(cached(&origin, "ttl: 5m, vary: [x-tier]")).start().await;
     for tier in ["gold", "iron", "gold", "iron"] {
         let request = Request::get("/page").header("X-Tier", tier);
@@ -331,7 +332,8 @@ async fn only_the_listed_query_parameters_count_and_go_upstream() {
     for same in ["/x?page=1&sort=up", "/x?sort=up&page=1", "/x?page=1&utm_source=b&sort=up"] {
         assert_eq!(gateway.get(same).await.x_cache(), "HIT", "{same}");
     }
-    for other in ["/x?page=2&sort=up", "/x?page=1", "/x?page=1&page=2&sort=up", "/x?page=1;sort=up"] {
+    for other in ["/x?page=2&sort=up", "/x?page=1", "/x?page=1&page=2&sort=up", "/x?page=1;sort=up"]
+    {
         assert_eq!(gateway.get(other).await.x_cache(), "MISS", "{other}");
     }
 }
@@ -345,7 +347,9 @@ async fn different_requests_never_meet_in_one_key() {
     .await;
     let gateway = Gateway::before(&origin.url()).start().await;
     let hosts = ["a", "a.b", "ab", "a:8080"];
-    let paths = ["/", "/b", "/b/", "//b", "/b?", "/b?c", "/b?c=", "/b%2Fc", "/b/c", "/B", "/b?c&d", "/b?d&c"];
+    let paths = [
+        "/", "/b", "/b/", "//b", "/b?", "/b?c", "/b?c=", "/b%2Fc", "/b/c", "/B", "/b?c&d", "/b?d&c",
+    ];
     for round in 0..2 {
         for host in hosts {
             for path in paths {
@@ -354,7 +358,10 @@ async fn different_requests_never_meet_in_one_key() {
                     continue;
                 }
                 let shown = response.text();
-                assert!(shown.starts_with(&format!("{host} ")), "round {round}: {host} {path} got {shown}");
+                assert!(
+                    shown.starts_with(&format!("{host} ")),
+                    "round {round}: {host} {path} got {shown}"
+                );
                 let query = path.split_once('?').map(|(_, q)| q).unwrap_or_default();
                 let got = shown.split_once('?').map(|(_, q)| q).unwrap_or_default();
                 assert_eq!(query, got, "round {round}: {host} {path}");
@@ -366,11 +373,26 @@ async fn different_requests_never_meet_in_one_key() {
 #[tokio::test]
 async fn nobody_poisons_an_entry_through_a_header_outside_the_key() {
     const NAMES: &[&str] = &[
-        "X-Forwarded-For", "X-Forwarded-Host", "X-Forwarded-Proto", "X-Forwarded-Port",
-        "X-Forwarded-Prefix", "X-Forwarded-Server", "X-Forwarded-Scheme", "X-Forwarded",
-        "Forwarded", "X-Real-IP", "X-Original-URL", "X-Rewrite-URL", "X-Original-Host", "X-Host",
-        "X-HTTP-Method-Override", "X-HTTP-Method", "X-Method-Override", "True-Client-IP",
-        "CF-Connecting-IP", "Via",
+        "X-Forwarded-For",
+        "X-Forwarded-Host",
+        "X-Forwarded-Proto",
+        "X-Forwarded-Port",
+        "X-Forwarded-Prefix",
+        "X-Forwarded-Server",
+        "X-Forwarded-Scheme",
+        "X-Forwarded",
+        "Forwarded",
+        "X-Real-IP",
+        "X-Original-URL",
+        "X-Rewrite-URL",
+        "X-Original-Host",
+        "X-Host",
+        "X-HTTP-Method-Override",
+        "X-HTTP-Method",
+        "X-Method-Override",
+        "True-Client-IP",
+        "CF-Connecting-IP",
+        "Via",
     ];
     // A careless origin: it believes the forwarding family and lets the answer be cached.
     let origin = Origin::start(|seen: &Seen| {
@@ -402,10 +424,9 @@ async fn a_cut_body_is_never_stored() {
         let whole = Answer::cacheable("0123456789");
         match (seen.path(), seen.nth) {
             ("/length", 1) => whole.lying_length(20).then_close(),
-            ("/chunks", 1) => Answer::status(200)
-                .header("Cache-Control", "max-age=60")
-                .chunk("0123")
-                .then_close(),
+            ("/chunks", 1) => {
+                Answer::status(200).header("Cache-Control", "max-age=60").chunk("0123").then_close()
+            }
             _ => whole,
         }
     })
@@ -483,7 +504,9 @@ async fn one_entry_serves_gzip_and_identity() {
     let text = "compressible words ".repeat(2000);
     let body = text.clone();
     let origin = Origin::start(move |_| {
-        Answer::cacheable(body.clone()).header("Content-Type", "text/plain").header("ETag", "\"v1\"")
+        Answer::cacheable(body.clone())
+            .header("Content-Type", "text/plain")
+            .header("ETag", "\"v1\"")
     })
     .await;
     let gateway = Gateway::before(&origin.url()).start().await;
@@ -502,8 +525,16 @@ async fn one_entry_serves_gzip_and_identity() {
 
     for accept in ["identity", "gzip;q=0", ""] {
         let plain = gateway.send(&Request::get("/text").header("Accept-Encoding", accept)).await;
-        assert_eq!((plain.header("content-encoding"), plain.text() == text), (None, true), "{accept}");
-        assert_ne!(plain.header("etag"), hit.header("etag"), "two representations, two strong tags");
+        assert_eq!(
+            (plain.header("content-encoding"), plain.text() == text),
+            (None, true),
+            "{accept}"
+        );
+        assert_ne!(
+            plain.header("etag"),
+            hit.header("etag"),
+            "two representations, two strong tags"
+        );
     }
     assert_eq!(origin.total(), 1);
 }

@@ -11,7 +11,9 @@ use std::{
 
 use crate::{
     cache::cached,
-    lab::{Answer, Gate, Gateway, Origin, Request, Response, SOON, Seen, eventually, load, wait_for},
+    lab::{
+        Answer, Gate, Gateway, Origin, Request, Response, SOON, Seen, eventually, load, wait_for,
+    },
 };
 
 /// Asks until the entry is no longer fresh, and returns that answer.
@@ -76,7 +78,8 @@ async fn stale_while_revalidate_answers_at_once_and_refreshes_once() {
     let gate = Gate::closed();
     let held = gate.clone();
     let origin = Origin::start(move |seen: &Seen| {
-        let control = if seen.nth == 1 { "max-age=1, stale-while-revalidate=60" } else { "max-age=60" };
+        let control =
+            if seen.nth == 1 { "max-age=1, stale-while-revalidate=60" } else { "max-age=60" };
         let answer = Answer::ok(seen.nth.to_string()).header("Cache-Control", control);
         if seen.nth == 1 { answer } else { answer.gated(&held) }
     })
@@ -91,7 +94,9 @@ async fn stale_while_revalidate_answers_at_once_and_refreshes_once() {
         20,
         5,
         |_, _| Request::get("/a"),
-        |_, _, response| assert_eq!((response.x_cache().as_str(), response.text().as_str()), ("STALE", "1")),
+        |_, _, response| {
+            assert_eq!((response.x_cache().as_str(), response.text().as_str()), ("STALE", "1"))
+        },
     )
     .await;
     eventually("the refresh is upstream", SOON, || async { origin.total() == 2 }).await;

@@ -1,6 +1,6 @@
 //! Settings: every mistake at once, by name, and exit code 64.
 
-use crate::lab::{Gateway, Origin, Answer};
+use crate::lab::{Answer, Gateway, Origin};
 
 const GOOD: &str = "
 upstreams:
@@ -117,7 +117,8 @@ fn an_unknown_command_is_refused() {
 
 #[tokio::test]
 async fn values_in_the_routes_file_come_from_the_environment() {
-    let origin = Origin::start(|seen| Answer::ok(seen.header("x-stage").unwrap_or("none").to_owned())).await;
+    let origin =
+        Origin::start(|seen| Answer::ok(seen.header("x-stage").unwrap_or("none").to_owned())).await;
     let routes = "
 upstreams:
   app: { targets: ['${APP_URL}'] }

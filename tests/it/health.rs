@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::lab::{
-    Answer, Connection, Gateway, Gate, Origin, Request, SOON, Signal, eventually, refusing,
+    Answer, Connection, Gate, Gateway, Origin, Request, SOON, Signal, eventually, refusing,
 };
 
 #[tokio::test]
@@ -47,10 +47,15 @@ async fn a_draining_gateway_is_live_but_not_ready() {
 
     gateway.signal(Signal::Term);
     let addr = gateway.public;
-    eventually("readiness fails while the listener is still open", Duration::from_secs(2), || async {
-        let ready = async { Connection::open(addr).await?.ask(&Request::get("/health/ready")).await };
-        ready.await.is_ok_and(|r| r.status == 503)
-    })
+    eventually(
+        "readiness fails while the listener is still open",
+        Duration::from_secs(2),
+        || async {
+            let ready =
+                async { Connection::open(addr).await?.ask(&Request::get("/health/ready")).await };
+            ready.await.is_ok_and(|r| r.status == 503)
+        },
+    )
     .await;
     assert_eq!(gateway.get("/health/live").await.status, 200);
     gate.open();

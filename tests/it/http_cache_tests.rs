@@ -13,7 +13,10 @@ use std::{
 
 use serde_json::Value;
 
-use crate::lab::{Gateway, SOON, eventually, servers::{Server, program}};
+use crate::lab::{
+    Gateway, SOON, eventually,
+    servers::{Server, program},
+};
 
 const VERSION: &str = "0.4.5";
 /// How many optional optimisations must be taken.
@@ -111,7 +114,9 @@ impl Judge {
         let own = match &self.results[id] {
             Value::Null => return Verdict::Untested,
             Value::Bool(true) => Verdict::Pass,
-            Value::Array(error) if error.first().is_some_and(|name| name == "Setup") => Verdict::Setup,
+            Value::Array(error) if error.first().is_some_and(|name| name == "Setup") => {
+                Verdict::Setup
+            }
             _ => Verdict::Fail,
         };
         // The suite's prerequisites have no cycles.
@@ -154,13 +159,8 @@ async fn the_public_suite_passes_but_for_what_is_excused() {
     let (preload, list) = (scratch.path().join("loopback.cjs"), scratch.path().join("list.mjs"));
     std::fs::write(&preload, LOOPBACK).unwrap();
     std::fs::write(&list, LIST).unwrap();
-    let listed = node(
-        &[&list.display().to_string(), &suite.display().to_string()],
-        &suite,
-        &[],
-        SOON,
-    )
-    .await;
+    let listed =
+        node(&[&list.display().to_string(), &suite.display().to_string()], &suite, &[], SOON).await;
     let listed: Value = serde_json::from_str(&listed).expect("the list is JSON");
 
     let pid = scratch.path().join("origin.pid").display().to_string();
@@ -222,7 +222,8 @@ fn the_judge_fails_what_depends_on_a_failure() {
         "a": ["Assertion", "no"], "b": true, "c": true, "d": true, "e": ["Setup", "no"]
     });
     let judge = Judge::new(&list, results);
-    let verdicts: Vec<Verdict> = ["a", "b", "c", "d", "e", "f"].map(|id| judge.verdict(id)).to_vec();
+    let verdicts: Vec<Verdict> =
+        ["a", "b", "c", "d", "e", "f"].map(|id| judge.verdict(id)).to_vec();
     use Verdict::{Dependency, Fail, Pass, Setup, Untested};
     assert_eq!(verdicts, [Fail, Dependency, Dependency, Pass, Setup, Untested]);
     assert!(!excused().is_empty());

@@ -45,7 +45,8 @@ async fn the_origin_names_a_smuggled_request() {
     say(origin.addr(), two).await;
     eventually("both are counted", SOON, || async { origin.total() == 2 }).await;
     assert!(origin.faults()[0].contains("bytes before the answer"), "{:?}", origin.faults());
-    let both = "POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n";
+    let both =
+        "POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n";
     assert!(say(origin.addr(), both).await.starts_with("HTTP/1.1 400"));
 }
 

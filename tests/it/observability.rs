@@ -10,8 +10,8 @@ use crate::lab::{Answer, Gateway, Origin, Request, SOON, Seen, eventually, refus
 /// The access log line of the request with this id.
 async fn access_line(gateway: &Gateway, id: &str) -> Value {
     wait_for("the access log line is written", SOON, || async {
-        let events = gateway.log.events().into_iter();
-        events.filter(|e| e["request_id"] == id && !e["status"].is_null()).next_back()
+        let mut events = gateway.log.events().into_iter();
+        events.rfind(|e| e["request_id"] == id && !e["status"].is_null())
     })
     .await
 }
@@ -136,9 +136,15 @@ async fn each_request_is_one_line_in_the_access_log() {
     gateway.send(&ask("/items/1?page=2", "line-1")).await;
     gateway.send(&ask("/items/1?page=2", "line-2")).await;
     gateway.send(&ask("/nowhere", "line-3")).await;
-    for (id, status, cache) in [("line-1", 200, "MISS"), ("line-2", 200, "HIT"), ("line-3", 404, "")] {
+    for (id, status, cache) in
+        [("line-1", 200, "MISS"), ("line-2", 200, "HIT"), ("line-3", 404, "")]
+    {
         let line = access_line(&gateway, id).await;
-        assert_eq!((&line["status"], &line["method"]), (&Value::from(status), &"GET".into()), "{line}");
+        assert_eq!(
+            (&line["status"], &line["method"]),
+            (&Value::from(status), &"GET".into()),
+            "{line}"
+        );
         let outcome = line["cache"].as_str().unwrap_or_default().to_ascii_uppercase();
         if !cache.is_empty() {
             assert_eq!((outcome.as_str(), &line["route"]), (cache, &"items".into()), "{line}");
@@ -152,9 +158,16 @@ async fn each_request_is_one_line_in_the_access_log() {
 #[tokio::test]
 async fn no_secret_reaches_the_log_the_metrics_or_an_error() {
     const CANARIES: &[&str] = &[
-        "canary-authorization-1a", "canary-cookie-2b", "canary-query-3c", "canary-body-4d",
-        "canary-set-cookie-5e", "canary-admin-token-6f-which-is-long-enough", "canary-api-key-7a",
-        "canary-upstream-password-8b", "canary-response-body-9c", "canary-wrong-token-0d",
+        "canary-authorization-1a",
+        "canary-cookie-2b",
+        "canary-query-3c",
+        "canary-body-4d",
+        "canary-set-cookie-5e",
+        "canary-admin-token-6f-which-is-long-enough",
+        "canary-api-key-7a",
+        "canary-upstream-password-8b",
+        "canary-response-body-9c",
+        "canary-wrong-token-0d",
     ];
     let origin = Origin::start(|seen: &Seen| match seen.path() {
         "/reset" => Answer::reset(),
@@ -179,7 +192,8 @@ async fn no_secret_reaches_the_log_the_metrics_or_an_error() {
             assert!(!text.contains("canary"), "{path}: {text}");
         }
     }
-    let wrong = Request::get("/admin/v1/routes").header("Authorization", "Bearer canary-wrong-token-0d");
+    let wrong =
+        Request::get("/admin/v1/routes").header("Authorization", "Bearer canary-wrong-token-0d");
     assert_eq!(wrong.send(gateway.admin).await.unwrap().status, 401);
     for path in ["/metrics", "/admin/v1/routes", "/admin/v1/upstreams", "/admin/v1/cache/stats"] {
         let text = gateway.admin(Request::get(path)).await.text();

@@ -116,7 +116,8 @@ async fn a_client_cannot_strip_what_the_gateway_adds() {
     assert_eq!(gateway.send(&Request::get("/").header("Connection", names)).await.status, 200);
     let seen = origin.last();
     assert_eq!(seen.header("x-added"), Some("yes-it-is"));
-    for name in ["x-forwarded-for", "x-forwarded-proto", "forwarded", "via", "host", "traceparent"] {
+    for name in ["x-forwarded-for", "x-forwarded-proto", "forwarded", "via", "host", "traceparent"]
+    {
         assert!(seen.header(name).is_some(), "{name} was stripped: {:?}", seen.headers);
     }
 }
@@ -138,7 +139,10 @@ async fn a_stranger_cannot_forge_where_a_request_came_from() {
     assert_eq!(seen.header_all("x-forwarded-host"), ["shop.example"]);
     assert_eq!(seen.header_all("x-forwarded-proto"), ["http"]);
     let forwarded = seen.header_all("forwarded").join(",");
-    assert!(forwarded.contains("for=127.0.0.1") && forwarded.contains("shop.example"), "{forwarded}");
+    assert!(
+        forwarded.contains("for=127.0.0.1") && forwarded.contains("shop.example"),
+        "{forwarded}"
+    );
     assert!(seen.header("via").is_some_and(|v| v.starts_with("1.1 ")), "{:?}", seen.headers);
     let all = format!("{:?}", seen.headers);
     assert!(!all.contains("6.6.6.6") && !all.contains("evil"), "{all}");
@@ -179,7 +183,10 @@ async fn server_sent_events_pass_one_by_one() {
     .await;
     let gateway = Gateway::before(&origin.url()).start().await;
     let mut client = gateway.connect().await;
-    client.write(b"GET /events HTTP/1.1\r\nHost: h\r\nAccept-Encoding: gzip\r\n\r\n").await.unwrap();
+    client
+        .write(b"GET /events HTTP/1.1\r\nHost: h\r\nAccept-Encoding: gzip\r\n\r\n")
+        .await
+        .unwrap();
     let read = async {
         client.head().await.unwrap();
         assert_eq!(client.chunk().await.unwrap().unwrap(), b"data: 1\n\n");
@@ -361,7 +368,9 @@ routes:
 async fn methods_that_are_never_forwarded_are_refused() {
     let origin = Origin::start(|_| Answer::ok("x")).await;
     let gateway = Gateway::before(&origin.url()).start().await;
-    for request in ["CONNECT h:443 HTTP/1.1\r\nHost: h:443\r\n\r\n", "TRACE / HTTP/1.1\r\nHost: h\r\n\r\n"] {
+    for request in
+        ["CONNECT h:443 HTTP/1.1\r\nHost: h:443\r\n\r\n", "TRACE / HTTP/1.1\r\nHost: h\r\n\r\n"]
+    {
         let mut client = gateway.connect().await;
         client.write(request.as_bytes()).await.unwrap();
         let response = client.response("GET").await.unwrap();

@@ -229,10 +229,13 @@ async fn a_connection_the_upstream_closed_while_idle_costs_nobody_an_error() {
 async fn the_breaker_opens_and_lets_one_try_again() {
     let healthy = Arc::new(AtomicBool::new(false));
     let state = Arc::clone(&healthy);
-    let origin = Origin::start(move |_| {
-        if state.load(SeqCst) { Answer::ok("back") } else { Answer::reset() }
-    })
-    .await;
+    let origin =
+        Origin::start(
+            move |_| {
+                if state.load(SeqCst) { Answer::ok("back") } else { Answer::reset() }
+            },
+        )
+        .await;
     let breaker = "    breaker: { failures: 3, window: 10s, open: 500ms }\n";
     let gateway = Gateway::routing(once(&origin, breaker)).start().await;
     for _ in 0..3 {
@@ -290,7 +293,8 @@ async fn with_no_healthy_target_the_answer_is_503_with_retry_after() {
         Answer::status(if seen.path() == "/healthz" { 500 } else { 200 }).body("x")
     })
     .await;
-    let health = "    health: { path: /healthz, interval: 100ms, unhealthy_after: 1, healthy_after: 1 }\n";
+    let health =
+        "    health: { path: /healthz, interval: 100ms, unhealthy_after: 1, healthy_after: 1 }\n";
     let gateway = Gateway::routing(once(&origin, health)).start().await;
     eventually("the only target is out", SOON, || async { gateway.get("/").await.status == 503 })
         .await;
@@ -304,8 +308,11 @@ async fn round_robin_and_least_requests_share_and_consistent_hash_sticks() {
     let one = Origin::start(|_| Answer::ok("1")).await;
     let two = Origin::start(|_| Answer::ok("2")).await;
     for balance in ["round-robin", "least-requests", "consistent-hash"] {
-        let routes =
-            to(&format!("    targets: ['{}', '{}']\n    balance: {balance}\n", one.url(), two.url()));
+        let routes = to(&format!(
+            "    targets: ['{}', '{}']\n    balance: {balance}\n",
+            one.url(),
+            two.url()
+        ));
         let gateway = Gateway::routing(routes).start().await;
         let (mut ones, mut same) = (0, 0);
         for n in 0..60 {
@@ -314,7 +321,10 @@ async fn round_robin_and_least_requests_share_and_consistent_hash_sticks() {
             same += usize::from(gateway.get(&format!("/item/{n}")).await.text() == first);
         }
         assert!((10..=50).contains(&ones), "{balance}: {ones} of 60 went to the first");
-        assert!(balance != "consistent-hash" || same == 60, "{same} of 60 came back to their target");
+        assert!(
+            balance != "consistent-hash" || same == 60,
+            "{same} of 60 came back to their target"
+        );
     }
 }
 

@@ -12,7 +12,9 @@ use std::{
 use crate::lab::{Answer, Gateway, Origin, Request, SOON, Signal, eventually, load};
 
 fn answering(text: &str) -> String {
-    format!("routes:\n  - {{ name: all, path: '/{{*rest}}', respond: {{ status: 200, body: {text} }} }}\n")
+    format!(
+        "routes:\n  - {{ name: all, path: '/{{*rest}}', respond: {{ status: 200, body: {text} }} }}\n"
+    )
 }
 
 async fn answers(gateway: &Gateway, text: &str) {
@@ -165,8 +167,10 @@ async fn the_cache_survives_a_reload() {
     gateway.get("/a").await;
     let more = "  - { name: new, path: /new, respond: { status: 200, body: new } }\n";
     gateway.replace_routes(&routes(more));
-    eventually("the new route answers", SOON, || async { gateway.get("/new").await.text() == "new" })
-        .await;
+    eventually("the new route answers", SOON, || async {
+        gateway.get("/new").await.text() == "new"
+    })
+    .await;
     assert_eq!(gateway.get("/a").await.x_cache(), "HIT");
 }
 

@@ -18,12 +18,12 @@ use crate::lab::{
 /// The least a load balancer does: a connection that cannot be opened goes to the next instance.
 /// It never repeats a request, so whatever an instance drops is lost and seen.
 async fn balancer(instances: Arc<Mutex<Vec<SocketAddr>>>) -> SocketAddr {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
-    let addr = listener.local_addr().unwrap();
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("a free port");
+    let addr = listener.local_addr().expect("a bound socket has an address");
     tokio::spawn(async move {
         let mut turn = 0;
         while let Ok((mut client, _)) = listener.accept().await {
-            let mut list = instances.lock().unwrap().clone();
+            let mut list = instances.lock().expect("nobody panics with it").clone();
             turn += 1;
             let shift = turn % list.len().max(1);
             list.rotate_left(shift);
@@ -56,8 +56,10 @@ async fn a_request_under_way_is_finished_and_the_exit_is_clean() {
     assert_eq!(client.chunk().await.unwrap().unwrap(), b"begun ");
     gateway.signal(Signal::Term);
     let addr = gateway.public;
-    eventually("the listener is closed", SOON, || async { TcpStream::connect(addr).await.is_err() })
-        .await;
+    eventually("the listener is closed", SOON, || async {
+        TcpStream::connect(addr).await.is_err()
+    })
+    .await;
     assert!(gateway.ended().is_none(), "it waits for what is under way");
     gate.open();
     assert_eq!(client.chunk().await.unwrap().unwrap(), b"and done");
@@ -86,8 +88,10 @@ async fn a_second_sigterm_ends_at_once() {
     eventually("the origin has it", SOON, || async { origin.total() == 1 }).await;
     gateway.signal(Signal::Term);
     let addr = gateway.public;
-    eventually("the first one was heard", SOON, || async { TcpStream::connect(addr).await.is_err() })
-        .await;
+    eventually("the first one was heard", SOON, || async {
+        TcpStream::connect(addr).await.is_err()
+    })
+    .await;
     assert!(gateway.ended().is_none());
     let second = Instant::now();
     gateway.signal(Signal::Term);
@@ -112,10 +116,8 @@ async fn what_outlives_the_grace_period_is_cut() {
 #[tokio::test]
 async fn a_rolling_restart_under_load_loses_no_request() {
     const CLIENTS: usize = 16;
-    let origin = Origin::start(|seen| {
-        Answer::ok(seen.target.clone()).delay(Duration::from_millis(2))
-    })
-    .await;
+    let origin =
+        Origin::start(|seen| Answer::ok(seen.target.clone()).delay(Duration::from_millis(2))).await;
     let start = || Gateway::before(&origin.url()).env("SHUTDOWN_DELAY", "200ms").start();
     let mut gateways = vec![start().await, start().await];
     let instances = Arc::new(Mutex::new(gateways.iter().map(|g| g.public).collect::<Vec<_>>()));

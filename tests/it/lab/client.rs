@@ -72,8 +72,6 @@ pub(crate) struct Response {
     pub(crate) body: Vec<u8>,
     /// The body ended where its framing said, rather than where the connection broke off.
     pub(crate) whole: bool,
-    /// Statuses of the 1xx responses before this one.
-    pub(crate) interim: Vec<u16>,
 }
 
 impl Response {
@@ -190,21 +188,19 @@ impl Connection {
         self.stream.shutdown().await
     }
 
-    /// Reads the next final response, to a request with this method.
+    /// Reads the next final response, to a request with this method, past any interim ones.
     pub(crate) async fn response(&mut self, method: &str) -> io::Result<Response> {
-        let mut interim = Vec::new();
         loop {
             let (status, headers) = self.head().await?;
             if (100..200).contains(&status) && status != 101 {
-                interim.push(status);
                 continue;
             }
             let mut body = Vec::new();
             let whole = self.body(method, status, &headers, &mut body).await?;
             let connection = http::header_all(&headers, "connection").join(",");
-            self.closing = !whole
-                || connection.split(',').any(|o| o.trim().eq_ignore_ascii_case("close"));
-            return Ok(Response { status, headers, body, whole, interim });
+            self.closing =
+                !whole || connection.split(',').any(|o| o.trim().eq_ignore_ascii_case("close"));
+            return Ok(Response { status, headers, body, whole });
         }
     }
 
@@ -353,10 +349,8 @@ impl Connection {
     }
 
     async fn fill(&mut self) -> io::Result<usize> {
-        let mut bytes = [0; 65536];
-        let n = self.stream.read(&mut bytes).await?;
-        self.buffer.extend_from_slice(&bytes[..n]);
-        Ok(n)
+        self.buffer.reserve(64 << 10);
+        self.stream.read_buf(&mut self.buffer).await
     }
 
     /// Within a body a reset and a close are the same news: it is cut.

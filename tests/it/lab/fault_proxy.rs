@@ -119,7 +119,8 @@ async fn pump(
     mut random: Random,
     from_server: bool,
 ) {
-    let mut bytes = [0; 16384];
+    // On the heap: a future that holds its buffer is copied around with it.
+    let mut bytes = vec![0; 16384];
     let mut passed = 0_u64;
     loop {
         let Ok(n @ 1..) = from.read(&mut bytes).await else { return };

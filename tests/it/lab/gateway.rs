@@ -243,16 +243,6 @@ impl Gateway {
         response.json()
     }
 
-    /// The value of one series on `/metrics`: the sum over all label sets that hold all `labels`.
-    pub(crate) async fn metric(&self, name: &str, labels: &[&str]) -> f64 {
-        let text = self.admin(Request::get("/metrics")).await.text();
-        let series = text.lines().filter(|l| {
-            let rest = l.strip_prefix(name);
-            rest.is_some_and(|r| r.starts_with(['{', ' '])) && labels.iter().all(|x| l.contains(x))
-        });
-        series.filter_map(|l| l.rsplit(' ').next()?.parse::<f64>().ok()).sum()
-    }
-
     pub(crate) fn routes_path(&self) -> &Path {
         &self.routes_path
     }

@@ -36,8 +36,6 @@ pub(crate) struct Seen {
     pub(crate) body_length: u64,
     /// How many requests for this target came so far, this one included.
     pub(crate) nth: usize,
-    /// Which connection it came on, counted from 0.
-    pub(crate) connection: usize,
 }
 
 impl Seen {
@@ -434,7 +432,9 @@ impl Connection {
                 Ok(None) => break,
                 Err(fault) => {
                     lock(&connection.state.faults).push(format!("connection {id}: {fault}"));
-                    let _ = writer.write_all(b"HTTP/1.1 400 Not Strict\r\nContent-Length: 0\r\n\r\n").await;
+                    let _ = writer
+                        .write_all(b"HTTP/1.1 400 Not Strict\r\nContent-Length: 0\r\n\r\n")
+                        .await;
                     break;
                 }
             };
@@ -532,7 +532,6 @@ impl Connection {
             body,
             body_length,
             nth,
-            connection: self.id,
         };
         lock(&self.state.seen).push(seen.clone());
         seen
@@ -602,14 +601,14 @@ impl Connection {
 
     /// Reads and records more bytes; `false` at the end.
     async fn fill(&mut self) -> bool {
-        let mut bytes = [0; 65536];
-        match self.reader.read(&mut bytes).await {
+        self.buffer.reserve(64 << 10);
+        let before = self.buffer.len();
+        match self.reader.read_buf(&mut self.buffer).await {
             Ok(n) if n > 0 => {
                 let mut raw = lock(&self.state.raw);
                 let kept = &mut raw[self.id];
                 let room = KEPT.saturating_sub(kept.len()).min(n);
-                kept.extend_from_slice(&bytes[..room]);
-                self.buffer.extend_from_slice(&bytes[..n]);
+                kept.extend_from_slice(&self.buffer[before..before + room]);
                 true
             }
             _ => false,
