@@ -1,7 +1,7 @@
 //! An HTTP/1.1 client on raw bytes: what was sent is exactly what the test wrote, and how an answer
 //! ended (whole, or cut) is part of what it tells.
 
-use std::{fmt::Write as _, io, net::SocketAddr, sync::Arc};
+use std::{fmt::Write as _, io, net::SocketAddr, sync::Arc, time::Duration};
 
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
@@ -9,6 +9,9 @@ use tokio::{
 };
 
 use super::http::{self, Headers};
+
+/// How long a connection may be silent while a test waits for it.
+const PATIENCE: Duration = Duration::from_secs(20);
 
 /// A request to be written; `Host` is the address it goes to unless the test sets one.
 #[derive(Debug, Clone)]
@@ -122,6 +125,8 @@ pub(crate) enum End {
     Closed,
     /// RST, or a TLS stream cut without its goodbye.
     Cut,
+    /// It did not: the peer keeps it open and says nothing.
+    Open,
 }
 
 trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
@@ -338,6 +343,7 @@ impl Connection {
             match self.fill().await {
                 Ok(0) => return End::Closed,
                 Ok(_) => {}
+                Err(error) if error.kind() == io::ErrorKind::TimedOut => return End::Open,
                 Err(_) => return End::Cut,
             }
         }
@@ -350,13 +356,23 @@ impl Connection {
 
     async fn fill(&mut self) -> io::Result<usize> {
         self.buffer.reserve(64 << 10);
-        self.stream.read_buf(&mut self.buffer).await
+        let read = self.stream.read_buf(&mut self.buffer);
+        // A test that waits for bytes that never come fails here, and says so.
+        tokio::time::timeout(PATIENCE, read).await.unwrap_or_else(|_| Err(silence()))
     }
 
-    /// Within a body a reset and a close are the same news: it is cut.
+    /// Within a body a reset and a close are the same news: it is cut. Silence is not.
     async fn fill_or_cut(&mut self) -> usize {
-        self.fill().await.unwrap_or(0)
+        match self.fill().await {
+            Ok(n) => n,
+            Err(error) if error.kind() == io::ErrorKind::TimedOut => panic!("in a body: {error}"),
+            Err(_) => 0,
+        }
     }
+}
+
+fn silence() -> io::Error {
+    io::Error::new(io::ErrorKind::TimedOut, format!("no byte for {PATIENCE:?}"))
 }
 
 fn invalid(what: String) -> io::Error {
