@@ -196,17 +196,22 @@ impl Connection {
     /// Reads the next final response, to a request with this method, past any interim ones.
     pub(crate) async fn response(&mut self, method: &str) -> io::Result<Response> {
         loop {
-            let (status, headers) = self.head().await?;
-            if (100..200).contains(&status) && status != 101 {
-                continue;
+            let response = self.any_response(method).await?;
+            if response.status == 101 || response.status >= 200 {
+                return Ok(response);
             }
-            let mut body = Vec::new();
-            let whole = self.body(method, status, &headers, &mut body).await?;
-            let connection = http::header_all(&headers, "connection").join(",");
-            self.closing =
-                !whole || connection.split(',').any(|o| o.trim().eq_ignore_ascii_case("close"));
-            return Ok(Response { status, headers, body, whole });
         }
+    }
+
+    /// Reads the next response, interim or final.
+    pub(crate) async fn any_response(&mut self, method: &str) -> io::Result<Response> {
+        let (status, headers) = self.head().await?;
+        let mut body = Vec::new();
+        let whole = status < 200 || self.body(method, status, &headers, &mut body).await?;
+        let connection = http::header_all(&headers, "connection").join(",");
+        let options = connection.split(',').map(str::trim);
+        self.closing = !whole || options.into_iter().any(|o| o.eq_ignore_ascii_case("close"));
+        Ok(Response { status, headers, body, whole })
     }
 
     /// Reads one response head, interim or final, and nothing of a body.
@@ -244,7 +249,7 @@ impl Connection {
         headers: &Headers,
         body: &mut Vec<u8>,
     ) -> io::Result<bool> {
-        if method == "HEAD" || status == 101 || matches!(status, 204 | 304) {
+        if method == "HEAD" || matches!(status, 204 | 304) {
             return Ok(true);
         }
         if let Some(coding) = http::header(headers, "transfer-encoding") {
