@@ -208,7 +208,7 @@ mod tests {
         fn a_key_gives_back_its_target(texts in proptest::array::uniform4("[a-z/]{0,6}"), query in proptest::option::of("[a-z=]{0,6}")) {
             let key = parts(&texts, query.as_deref()).to_key();
             prop_assert_eq!(
-                target(key.borrow().bytes()),
+                target(key.bytes()),
                 Some((texts[0].as_str(), texts[1].as_str(), query.as_deref()))
             );
         }

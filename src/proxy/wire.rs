@@ -4,6 +4,8 @@
 //! change how the upstream splits the bytes. A response that could be read in two ways is refused:
 //! behind a cache, one misread length would hand a client somebody else's response.
 
+use std::mem::MaybeUninit;
+
 use actix_http::{
     Method, StatusCode,
     header::{HeaderMap, HeaderName, HeaderValue},
@@ -73,9 +75,11 @@ const TOO_LARGE: &str = "its header section is too large";
 ///
 /// Header values share `section`, so keep it exactly as large as they are.
 pub(super) fn parse(section: &Bytes, asked: Asked) -> Result<Option<Head>, &'static str> {
-    let mut fields = [httparse::EMPTY_HEADER; MAX_HEADERS];
-    let mut response = httparse::Response::new(&mut fields);
-    match response.parse(section) {
+    // Not initialized, as four kilobytes of zeros would cost more than reading a usual head.
+    let mut fields = [const { MaybeUninit::uninit() }; MAX_HEADERS];
+    let mut response = httparse::Response::new(&mut []);
+    let config = httparse::ParserConfig::default();
+    match config.parse_response_with_uninit_headers(&mut response, section, &mut fields) {
         Ok(httparse::Status::Complete(length)) if length == section.len() => {}
         Ok(_) => return Err("its header section is malformed"),
         Err(httparse::Error::TooManyHeaders) => return Err("it has too many header fields"),

@@ -18,6 +18,8 @@ fn gateway(url: &str) -> SocketAddr {
         .listen("test", listener, move || {
             let upstream = upstream.clone();
             HttpService::build()
+                // Else a client that leaves is noticed only when something is written to it.
+                .h1_allow_half_closed(false)
                 .finish(fn_factory(move || {
                     let (client, upstream) = (client(), upstream.clone());
                     async move {
@@ -158,24 +160,36 @@ fn a_cut_body_reaches_the_client_as_a_cut() {
 #[test]
 fn a_client_that_leaves_takes_the_upstream_connection_along() {
     run(async {
-        let (closed, mut was_closed) = mpsc::channel(8);
-        let (url, _) = upstream(move |_, mut stream| {
-            let closed = closed.clone();
+        let (event, mut events) = mpsc::channel(8);
+        let (url, _) = upstream(move |number, mut stream| {
+            let event = event.clone();
             async move {
                 read_head(&mut stream).await?;
-                let head = b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nhello";
-                stream.write_all(head).await?;
+                let _ = event.send("asked").await;
+                // The first client leaves in mid-body, the second before there is an answer.
+                if number == 0 {
+                    let head = b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nhello";
+                    stream.write_all(head).await?;
+                }
                 let _ = stream.read(&mut [0; 8]).await;
-                let _ = closed.send(()).await;
+                let _ = event.send("closed").await;
                 Ok(())
             }
         })
         .await;
-        let mut stream = TcpStream::connect(gateway(&url)).await.unwrap();
-        stream.write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").await.unwrap();
-        read_head(&mut stream).await.unwrap();
-        drop(stream);
-        was_closed.recv().await.unwrap();
+        let gateway = gateway(&url);
+        for answered in [true, false] {
+            let mut stream = TcpStream::connect(gateway).await.unwrap();
+            stream.write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").await.unwrap();
+            assert_eq!(events.recv().await, Some("asked"));
+            if answered {
+                read_head(&mut stream).await.unwrap();
+            }
+            drop(stream);
+            // Well before any timeout.
+            let closed = timeout(Duration::from_secs(2), events.recv()).await;
+            assert_eq!(closed, Ok(Some("closed")));
+        }
     });
 }
 

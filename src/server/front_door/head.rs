@@ -154,13 +154,12 @@ impl Head {
     fn request_line(&mut self, line: &[u8], limits: &Limits, secure: bool) -> Result<(), Code> {
         const BAD: Code = Code::MalformedRequest;
         let line = line.strip_suffix(b"\r\n").ok_or(BAD)?;
-        let first = memchr::memchr(b' ', line).ok_or(BAD)?;
-        let last = memchr::memrchr(b' ', line).filter(|&last| last > first).ok_or(BAD)?;
-        let (method, target, version) = (&line[..first], &line[first + 1..last], &line[last + 1..]);
-
-        if !method.iter().all(|&byte| is_token(byte)) {
-            return Err(BAD);
-        }
+        let (first, _) = syntax::token(line);
+        let (rest, version) = line.split_last_chunk::<8>().ok_or(BAD)?;
+        let (method, target) = match rest.get(first..) {
+            Some([b' ', target @ .., b' ']) if first > 0 => (&line[..first], target),
+            _ => return Err(BAD),
+        };
         self.http_1_0 = match version {
             b"HTTP/1.1" => false,
             b"HTTP/1.0" => true,
@@ -172,6 +171,7 @@ impl Head {
             _ => return Err(BAD),
         };
         match method {
+            b"GET" | b"HEAD" => {}
             b"CONNECT" | b"TRACE" => return Err(Code::MethodNotImplemented),
             _ if method.len() > METHOD_BYTES => return Err(Code::MethodNotImplemented),
             // Tokens, but ones the HTTP library has no spelling for.
@@ -292,29 +292,15 @@ impl Head {
 
 /// Path and query; both may be empty after an authority.
 fn target_is_valid(target: &[u8]) -> bool {
-    let mut rest = target.iter();
-    for &byte in rest.by_ref() {
-        if byte == b'?' {
-            return rest.all(|&byte| is_query(byte));
-        }
-        if !is_path(byte) {
-            return false;
-        }
+    match target.iter().position(|&byte| !is_path(byte)) {
+        None => true,
+        Some(end) => target[end] == b'?' && target[end + 1..].iter().all(|&byte| is_query(byte)),
     }
-    true
 }
 
 /// `field-name ":" OWS field-value OWS CRLF` at the start of `rest`; `end` is where CRLF begins.
 fn field(rest: &[u8]) -> Field {
-    let mut underscore = false;
-    let mut name = 0;
-    while let Some(&byte) = rest.get(name) {
-        if !is_token(byte) {
-            break;
-        }
-        underscore |= byte == b'_';
-        name += 1;
-    }
+    let (name, underscore) = syntax::token(rest);
     match rest.get(name) {
         None => return Field::Partial,
         Some(b':') if name > 0 => {}

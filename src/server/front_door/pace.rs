@@ -7,7 +7,7 @@
 
 use std::{
     pin::Pin,
-    task::{Context, Poll},
+    task::{Context, Poll, Waker},
     time::Duration,
 };
 
@@ -35,6 +35,8 @@ pub(super) enum Phase {
 #[derive(Debug)]
 pub(super) struct Pace {
     timer: Option<Pin<Box<Sleep>>>,
+    /// Who the timer wakes; asking the timer to would cost more than comparing.
+    waker: Option<Waker>,
     /// Whether the timer was last set for something more exact than a tick.
     exact: bool,
     /// Whether bytes have moved since the last tick.
@@ -60,6 +62,7 @@ impl Pace {
     pub(super) fn new(now: Instant) -> Self {
         Self {
             timer: None,
+            waker: None,
             exact: false,
             touched: false,
             blocked: false,
@@ -121,12 +124,18 @@ impl Pace {
                 let first = Instant::now() + tick;
                 timer_at(&mut self.timer, first).as_mut().reset(first);
             }
-            None => {}
+            None => {
+                let waits = self.timer.as_ref().is_some_and(|timer| !timer.is_elapsed());
+                if waits && self.waker.as_ref().is_some_and(|known| known.will_wake(cx.waker())) {
+                    return Poll::Pending;
+                }
+            }
         }
         loop {
             // Set by one of the arms above or by an earlier call.
             let Some(timer) = &mut self.timer else { return Poll::Pending };
             if timer.as_mut().poll(cx).is_pending() {
+                self.waker = Some(cx.waker().clone());
                 return Poll::Pending;
             }
             let now = Instant::now();

@@ -6,6 +6,7 @@ const TOKEN: u8 = 1;
 const PATH: u8 = 2;
 const QUERY: u8 = 4;
 const NAME: u8 = 8;
+const UNDERSCORE: u8 = 16;
 
 /// What each byte may be part of: one look-up decides.
 static CLASS: [u8; 256] = classes();
@@ -27,7 +28,8 @@ const fn classes() -> [u8; 256] {
     // mean nothing to whoever looks for the end of a request.
     table = mark(table, b"?[]{}|^`", QUERY);
     // Host names as they occur; RFC 3986 would also allow sub-delims and percent-encoding.
-    mark(table, b"-._", NAME)
+    table = mark(table, b"-._", NAME);
+    mark(table, b"_", UNDERSCORE)
 }
 
 const fn mark(mut table: [u8; 256], bytes: &[u8], class: u8) -> [u8; 256] {
@@ -51,6 +53,18 @@ pub(super) fn is_query(byte: u8) -> bool {
     CLASS[byte as usize] & QUERY != 0
 }
 
+/// The length of the token `bytes` begins with, and whether there is an underscore in it.
+#[inline]
+pub(super) fn token(bytes: &[u8]) -> (usize, bool) {
+    let mut seen = 0;
+    let end = bytes.iter().position(|&byte| {
+        let class = CLASS[byte as usize];
+        seen |= class;
+        class & TOKEN == 0
+    });
+    (end.unwrap_or(bytes.len()), seen & UNDERSCORE != 0)
+}
+
 /// Whether `byte` may stand in a field value: anything but control characters.
 pub(super) fn is_value(byte: u8) -> bool {
     byte == b'\t' || (byte >= b' ' && byte != 0x7f)
@@ -59,6 +73,7 @@ pub(super) fn is_value(byte: u8) -> bool {
 /// The first byte at or after `from` that may not stand in a field value.
 ///
 /// Eight bytes at a time: values are most of a head, and a head is read for every request.
+#[inline]
 pub(super) fn find_control(bytes: &[u8], mut from: usize) -> Option<usize> {
     const ONES: u64 = u64::from_ne_bytes([1; 8]);
     const HIGH: u64 = ONES << 7;
@@ -139,7 +154,7 @@ pub(super) fn authorities_agree(one: &[u8], other: &[u8], secure: bool) -> bool 
 }
 
 fn split_port(authority: &[u8]) -> (&[u8], Option<&[u8]>) {
-    match memchr::memrchr(b':', authority) {
+    match authority.iter().rposition(|&byte| byte == b':') {
         // The colons of an IPv6 address are inside its brackets.
         Some(at) if !authority[at..].contains(&b']') => {
             (&authority[..at], Some(&authority[at + 1..]))

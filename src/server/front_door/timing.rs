@@ -236,27 +236,28 @@ impl AsyncRead for Endless {
 #[actix_rt::test]
 #[ignore = "a measurement, not a test"]
 async fn nanoseconds_per_head() {
-    const ROUNDS: u32 = 2_000_000;
+    const ROUNDS: usize = 2_000;
     let request = b"GET /v2/products/4711?fields=name HTTP/1.1\r\nHost: api.example.com\r\n\
         User-Agent: Mozilla/5.0 (X11; Linux x86_64)\r\nAccept: application/json\r\n\
         Accept-Encoding: gzip, br\r\nConnection: keep-alive\r\n\r\n";
     let run = |name: &str, io: &mut (dyn AsyncRead + Unpin)| {
         let mut cx = Context::from_waker(Waker::noop());
         let mut space = [std::mem::MaybeUninit::uninit(); 8192];
-        let start = std::time::Instant::now();
-        for _ in 0..ROUNDS {
-            for ready in [true, false] {
+        // The fastest of many short runs: the machine has other work as well.
+        let mut best = f64::MAX;
+        for _ in 0..200 {
+            let start = std::time::Instant::now();
+            for ready in [true, false].repeat(ROUNDS) {
                 let mut buf = ReadBuf::uninit(&mut space);
                 assert_eq!(Pin::new(&mut *io).poll_read(&mut cx, &mut buf).is_ready(), ready);
                 std::hint::black_box(buf.filled().len());
             }
+            best = best.min(start.elapsed().as_nanos() as f64 / ROUNDS as f64);
         }
-        println!("{name}: {:.0} ns", start.elapsed().as_nanos() as f64 / f64::from(ROUNDS));
+        println!("{name}: {best:.0} ns");
     };
     println!("a head of {} bytes", request.len());
     let endless = || Endless { request: request.to_vec(), ready: false };
-    for _ in 0..3 {
-        run("bare", &mut endless());
-        run("behind the front door", &mut FrontDoor::new(endless(), Limits::default(), false));
-    }
+    run("bare", &mut endless());
+    run("behind the front door", &mut FrontDoor::new(endless(), Limits::default(), false));
 }
