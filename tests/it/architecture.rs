@@ -10,6 +10,7 @@ use std::{
 /// Left may name right. Modules in one row are neighbours and may not name each other.
 const RANKS: &[&[&str]] = &[
     &["main"],
+    &["demo"],
     &["app"],
     &["server"],
     &["admin"],

@@ -142,7 +142,8 @@ async fn a_waiter_that_hangs_up_disturbs_nobody() {
     }
     gate.open();
     assert_eq!(leader.response("GET").await.unwrap().text(), "x");
-    assert_eq!(gateway.get("/slow").await.x_cache(), "HIT");
+    let again = gateway.send(&Request::get("/slow").header("Host", "h")).await;
+    assert_eq!(again.x_cache(), "HIT");
     assert_eq!(origin.total(), 1);
 }
 
@@ -372,6 +373,7 @@ async fn different_requests_never_meet_in_one_key() {
 
 #[tokio::test]
 async fn nobody_poisons_an_entry_through_a_header_outside_the_key() {
+    // Who the client is and what it asked for is the gateway's to say, under all of these names.
     const NAMES: &[&str] = &[
         "X-Forwarded-For",
         "X-Forwarded-Host",
@@ -382,17 +384,15 @@ async fn nobody_poisons_an_entry_through_a_header_outside_the_key() {
         "X-Forwarded-Scheme",
         "X-Forwarded",
         "Forwarded",
+        "Forwarded-For",
         "X-Real-IP",
+        "X-Client-IP",
         "X-Original-URL",
-        "X-Rewrite-URL",
         "X-Original-Host",
+        "X-Rewrite-URL",
         "X-Host",
-        "X-HTTP-Method-Override",
-        "X-HTTP-Method",
-        "X-Method-Override",
         "True-Client-IP",
         "CF-Connecting-IP",
-        "Via",
     ];
     // A careless origin: it believes the forwarding family and lets the answer be cached.
     let origin = Origin::start(|seen: &Seen| {

@@ -85,6 +85,15 @@ fn a_secret_is_never_printed() {
 }
 
 #[test]
+fn a_password_in_an_upstream_url_is_never_printed() {
+    let url = "http://user:canary-password-8b@127.0.0.1:99999/";
+    let ended = Gateway::command(&["check"]).env("UPSTREAM_URL", url).run();
+    assert_eq!(ended.code, Some(64), "{ended:?}");
+    let said = format!("{}{}", ended.stdout, ended.stderr);
+    assert!(said.contains("UPSTREAM_URL") && !said.contains("canary"), "{said}");
+}
+
+#[test]
 fn an_open_admin_listener_needs_a_long_token() {
     let open = || Gateway::command(&["check"]).env("ADMIN_HOST", "0.0.0.0");
     assert_eq!(open().run().code, Some(64));

@@ -53,7 +53,7 @@ fn curl(line: &str) -> Option<Curl> {
 
 #[tokio::test]
 async fn the_printed_lines_show_a_miss_a_hit_a_write_and_the_fresh_read() {
-    let mut demo = Gateway::command(&["demo"]).start().await;
+    let mut demo = Gateway::command(&["demo"]).start_unseen();
     let lines = wait_for("the curl lines are printed", SOON, || async {
         let lines: Vec<Curl> = demo.log.lines().iter().filter_map(|l| curl(l)).collect();
         (lines.len() >= 4).then_some(lines)

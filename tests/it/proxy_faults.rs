@@ -155,13 +155,11 @@ async fn a_client_that_hangs_up_takes_its_upstream_request_along() {
     client.write(b"POST /slow HTTP/1.1\r\nHost: h\r\nContent-Length: 0\r\n\r\n").await.unwrap();
     eventually("the origin has it", SOON, || async { origin.total() == 1 }).await;
     drop(client);
-    // The origin notices when it writes; what it must not find is a gateway that still wants it.
-    eventually("the gateway counts nothing in flight", SOON, || async {
-        let upstreams = gateway.admin(Request::get("/admin/v1/upstreams")).await.text();
-        !upstreams.contains("\"in_flight\":1")
+    eventually("the upstream request is given up", SOON, || async {
+        origin.open_connections() == 0
     })
     .await;
-    gate.open();
+    assert_eq!(gateway.get("/health/live").await.status, 200);
 }
 
 #[tokio::test]
@@ -174,9 +172,7 @@ async fn a_connect_failure_moves_on_to_the_next_target() {
     ));
     let gateway = Gateway::routing(routes).start().await;
     for n in 0..20 {
-        // Nothing was sent, so a POST may move on too.
-        let request = if n % 2 == 0 { Request::get("/") } else { Request::post("/", "x") };
-        assert_eq!(gateway.send(&request).await.text(), "alive", "request {n}");
+        assert_eq!(gateway.get("/").await.text(), "alive", "request {n}");
     }
 }
 
@@ -317,10 +313,11 @@ async fn round_robin_and_least_requests_share_and_consistent_hash_sticks() {
         let (mut ones, mut same) = (0, 0);
         for n in 0..60 {
             let first = gateway.get(&format!("/item/{n}")).await.text();
-            ones += usize::from(first == "1");
-            same += usize::from(gateway.get(&format!("/item/{n}")).await.text() == first);
+            let second = gateway.get(&format!("/item/{n}")).await.text();
+            ones += usize::from(first == "1") + usize::from(second == "1");
+            same += usize::from(first == second);
         }
-        assert!((10..=50).contains(&ones), "{balance}: {ones} of 60 went to the first");
+        assert!((20..=100).contains(&ones), "{balance}: {ones} of 120 went to the first");
         assert!(
             balance != "consistent-hash" || same == 60,
             "{same} of 60 came back to their target"
@@ -335,7 +332,7 @@ async fn a_slow_upstream_does_not_slow_another() {
     let slow = Origin::start(move |_| Answer::ok("slow").gated(&held)).await;
     let quick = Origin::start(|_| Answer::ok("quick")).await;
     let routes = format!(
-        "upstreams:\n  slow: {{ targets: ['{}'] }}\n  quick: {{ targets: ['{}'] }}\nroutes:\n  - {{ name: slow, path: /slow, upstream: slow }}\n  - {{ name: quick, path: /quick, upstream: quick }}\n",
+        "upstreams:\n  slow: {{ targets: ['{}'] }}\n  quick: {{ targets: ['{}'] }}\nroutes:\n  - {{ name: slow, path: '/slow/{{n}}', upstream: slow }}\n  - {{ name: quick, path: /quick, upstream: quick }}\n",
         slow.url(),
         quick.url()
     );
@@ -343,10 +340,13 @@ async fn a_slow_upstream_does_not_slow_another() {
     let waiting = Arc::new(AtomicUsize::new(0));
     let addr = gateway.public;
     let mut stuck = tokio::task::JoinSet::new();
-    for _ in 0..200 {
+    for n in 0..200 {
         let waiting = Arc::clone(&waiting);
         stuck.spawn(async move {
-            let answer = Request::get("/slow").send(addr).await.expect("it is answered in the end");
+            let answer = Request::get(format!("/slow/{n}"))
+                .send(addr)
+                .await
+                .expect("it is answered in the end");
             waiting.fetch_add(1, SeqCst);
             answer.status
         });

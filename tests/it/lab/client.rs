@@ -230,7 +230,8 @@ impl Connection {
         self.buffer.drain(..end);
         let mut lines = head.trim_end().split("\r\n");
         let first = lines.next().unwrap_or_default();
-        let status = first.strip_prefix("HTTP/1.1 ").and_then(|l| l.get(..3)?.parse().ok());
+        let version = ["HTTP/1.1 ", "HTTP/1.0 "].into_iter().find_map(|v| first.strip_prefix(v));
+        let status = version.and_then(|rest| rest.get(..3)?.parse().ok());
         let status = status.ok_or_else(|| invalid(format!("not a status line: {first:?}")))?;
         let mut headers = Headers::new();
         for line in lines {

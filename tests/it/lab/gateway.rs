@@ -99,23 +99,27 @@ impl Builder {
         command.spawn().expect("the binary was built with this test")
     }
 
-    /// Starts it and waits until it listens.
-    pub(crate) async fn start(self) -> Gateway {
+    fn launch(self) -> Gateway {
         let mut child = self.spawn();
         let log = Log::default();
         log.collect(child.stdout.take().expect("stdout is piped"));
         log.collect(child.stderr.take().expect("stderr is piped"));
-        let mut gateway = Gateway {
+        Gateway {
             pid: child.id(),
             child,
-            // Filled in below; the value exists so that a failed start is cleaned up and explained.
+            // Unknown until it has said so.
             public: SocketAddr::from(([127, 0, 0, 1], 0)),
             admin: SocketAddr::from(([127, 0, 0, 1], 0)),
             log,
             token: self.env.get("ADMIN_TOKEN").cloned(),
             routes_path: self.routes_path(),
             _dir: self.dir,
-        };
+        }
+    }
+
+    /// Starts it and waits until it listens.
+    pub(crate) async fn start(self) -> Gateway {
+        let mut gateway = self.launch();
         let (public, admin) = wait_for("the gateway listens", SOON, || {
             if let Ok(Some(status)) = gateway.child.try_wait() {
                 panic!("the gateway ended at start with {status}");
@@ -130,6 +134,11 @@ impl Builder {
         .await;
         (gateway.public, gateway.admin) = (public, admin);
         gateway
+    }
+
+    /// Starts something that does not tell its ports as `serve` does: the log is all there is.
+    pub(crate) fn start_unseen(self) -> Gateway {
+        self.launch()
     }
 
     /// Runs a command that ends by itself.

@@ -6,6 +6,8 @@
 use std::{
     collections::HashMap,
     fmt::Write as _,
+    future::Future,
+    io,
     net::{Ipv4Addr, SocketAddr},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
@@ -13,7 +15,10 @@ use std::{
 
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
-    net::{TcpListener, TcpStream, tcp::OwnedReadHalf},
+    net::{
+        TcpListener, TcpStream,
+        tcp::{OwnedReadHalf, OwnedWriteHalf},
+    },
     sync::Semaphore,
     task::JoinHandle,
 };
@@ -439,7 +444,7 @@ impl Connection {
                 }
             };
             let (steps, after) = answer.script(&method);
-            if perform(&mut writer, steps).await.is_err() {
+            if connection.perform(&mut writer, steps).await.is_err() {
                 break;
             }
             match after {
@@ -599,6 +604,30 @@ impl Connection {
         }
     }
 
+    async fn perform(&mut self, writer: &mut OwnedWriteHalf, steps: Vec<Step>) -> io::Result<()> {
+        for step in steps {
+            match step {
+                Step::Send(bytes) => writer.write_all(&bytes).await?,
+                Step::Repeat(bytes, times) => {
+                    for _ in 0..times {
+                        writer.write_all(&bytes).await?;
+                    }
+                }
+                Step::Wait(time) => self.unless_gone(tokio::time::sleep(time)).await?,
+                Step::Until(gate) => self.unless_gone(gate.pass()).await?,
+            }
+        }
+        writer.flush().await
+    }
+
+    /// Waits, but not for somebody who has left.
+    async fn unless_gone(&mut self, wait: impl Future<Output = ()>) -> io::Result<()> {
+        tokio::select! {
+            () = wait => Ok(()),
+            () = async { while self.fill().await {} } => Err(io::ErrorKind::ConnectionAborted.into()),
+        }
+    }
+
     /// Reads and records more bytes; `false` at the end.
     async fn fill(&mut self) -> bool {
         self.buffer.reserve(64 << 10);
@@ -614,25 +643,6 @@ impl Connection {
             _ => false,
         }
     }
-}
-
-async fn perform(
-    writer: &mut (impl AsyncWriteExt + Unpin),
-    steps: Vec<Step>,
-) -> std::io::Result<()> {
-    for step in steps {
-        match step {
-            Step::Send(bytes) => writer.write_all(&bytes).await?,
-            Step::Repeat(bytes, times) => {
-                for _ in 0..times {
-                    writer.write_all(&bytes).await?;
-                }
-            }
-            Step::Wait(time) => tokio::time::sleep(time).await,
-            Step::Until(gate) => gate.pass().await,
-        }
-    }
-    writer.flush().await
 }
 
 /// Counts an ended connection however its task ended.
