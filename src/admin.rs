@@ -25,7 +25,10 @@ use crate::{
     cache::{Cache, stats},
     problem::{self, Code},
     proxy::UpstreamStatus,
-    telemetry::metrics::{Exposition, Registry},
+    telemetry::{
+        metrics::{Exposition, Registry},
+        request_id,
+    },
 };
 
 /// What the admin side can ask of the running gateway.
@@ -108,7 +111,7 @@ async fn upstreams(context: Data<Context>) -> HttpResponse {
 }
 
 fn problem(code: Code, detail: Option<&str>) -> HttpResponse {
-    problem::response(code, detail, "").into()
+    problem::response(code, detail, request_id::accept_or_new(None).as_str()).into()
 }
 
 fn bad_request(detail: &str) -> HttpResponse {

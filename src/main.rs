@@ -106,6 +106,20 @@ fn serve(config: Config, table: RouteTable) -> ExitCode {
 }
 
 fn demo() -> ExitCode {
+    let config = match Config::from_env() {
+        Ok(config) => config,
+        Err(errors) => {
+            eprintln!("{errors}");
+            return ExitCode::from(BAD_CONFIGURATION);
+        }
+    };
+    let _flush = match start_logging(&config) {
+        Ok(guard) => guard,
+        Err(error) => {
+            eprintln!("RUST_LOG: {error}");
+            return ExitCode::from(BAD_CONFIGURATION);
+        }
+    };
     run(async {
         let demo = Demo::start().await?;
         println!("{}", demo.guide());

@@ -365,6 +365,15 @@ impl Pump {
                 Err(failure) => return self.cut(failure),
             };
             size += chunk.len() as u64;
+            if fill.length == Some(size) {
+                // Stored before it is handed over: whoever has the whole response finds a HIT next.
+                let entry = self.store(&[fill.chunks(), vec![chunk.clone()]].concat(), size);
+                fill.push(chunk);
+                fill.end(End::Stored(entry));
+                // Read to its end, the origin's connection can be used again.
+                let _ = body.stream.next().await;
+                return;
+            }
             let fits = fill.length.is_some() || self.share.take(chunk.len() as u64);
             fill.push(chunk);
             if size > max || !fits {
@@ -374,6 +383,12 @@ impl Pump {
         if fill.length.is_some_and(|length| length != size) {
             return self.cut(Failure(crate::problem::Code::UpstreamInvalid));
         }
+        let entry = self.store(&fill.chunks(), size);
+        fill.end(End::Stored(entry));
+    }
+
+    fn store(&self, body: &[bytes::Bytes], size: u64) -> Arc<Entry> {
+        let fill = &self.writer.0;
         let parts = entry::Parts {
             key: fill.key.borrow(),
             lifetime: fill.lifetime,
@@ -385,11 +400,11 @@ impl Pump {
             tags: &self.tags,
             compressible: fill.compressible,
         };
-        let entry = Arc::new(Entry::pack(&parts, &fill.chunks()));
+        let entry = Arc::new(Entry::pack(&parts, body));
         self.cache.l1.insert(fill.key.borrow(), Slot::Entry(Arc::clone(&entry)));
         self.route.stats.stored.add(1);
         self.route.stats.stored_bytes.add(size);
-        fill.end(End::Stored(entry));
+        entry
     }
 
     fn cut(self, failure: Failure) {

@@ -39,7 +39,17 @@ const SHARDS: usize = 64;
 /// All fetches under way.
 #[derive(Debug)]
 pub struct Flights {
-    shards: [Mutex<HashMap<Key, watch::Receiver<Option<Landing>>>>; SHARDS],
+    shards: [Mutex<Shard>; SHARDS],
+}
+
+type Shard = HashMap<Key, Flight>;
+
+/// One fetch under way.
+#[derive(Debug)]
+struct Flight {
+    /// The purge generation when it began.
+    began_at: u64,
+    outcome: watch::Receiver<Option<Landing>>,
 }
 
 impl Default for Flights {
@@ -68,18 +78,28 @@ pub struct Leader {
 pub struct Waiter(watch::Receiver<Option<Landing>>);
 
 impl Flights {
-    /// Joins the flight for `key`, or starts it.
-    pub fn join(self: &Arc<Self>, key: &Key) -> Role {
+    /// Joins the flight for `key`, or starts one at the purge generation `now`.
+    ///
+    /// `purged_since` says whether something was purged after a given generation that concerns the
+    /// response: then the flight is not joined, as its response would be of no use.
+    pub fn join(
+        self: &Arc<Self>,
+        key: &Key,
+        now: u64,
+        purged_since: impl FnOnce(u64) -> bool,
+    ) -> Role {
         let mut shard = self.shard(key);
-        if let Some(outcome) = shard.get(key) {
-            return Role::Wait(Waiter(outcome.clone()));
+        if let Some(flight) = shard.get(key)
+            && (flight.began_at == now || !purged_since(flight.began_at))
+        {
+            return Role::Wait(Waiter(flight.outcome.clone()));
         }
-        let (sender, receiver) = watch::channel(None);
-        shard.insert(key.clone(), receiver);
-        Role::Lead(Leader { flights: Arc::clone(self), key: key.clone(), outcome: sender })
+        let (outcome, receiver) = watch::channel(None);
+        shard.insert(key.clone(), Flight { began_at: now, outcome: receiver });
+        Role::Lead(Leader { flights: Arc::clone(self), key: key.clone(), outcome })
     }
 
-    fn shard(&self, key: &Key) -> MutexGuard<'_, HashMap<Key, watch::Receiver<Option<Landing>>>> {
+    fn shard(&self, key: &Key) -> MutexGuard<'_, Shard> {
         let index = key.borrow().hash() as usize % SHARDS;
         self.shards[index].lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -96,7 +116,12 @@ impl Leader {
 
 impl Drop for Leader {
     fn drop(&mut self) {
-        self.flights.shard(&self.key).remove(&self.key);
+        let mut shard = self.flights.shard(&self.key);
+        // After a purge the key may belong to a younger flight.
+        let own = |flight: &Flight| flight.outcome.same_channel(&self.outcome.subscribe());
+        if shard.get(&self.key).is_some_and(own) {
+            shard.remove(&self.key);
+        }
     }
 }
 

@@ -192,11 +192,17 @@ impl Ledger {
         let notes = self.notes.read().unwrap_or_else(PoisonError::into_inner);
         // Read under the lock: notes up to this generation are all there.
         let generation = self.generation();
-        let verdict = notes.judge(entry);
+        let verdict = notes.judge(entry, entry.filled_at);
         if verdict != Verdict::Dead {
             entry.set_checked(generation, verdict == Verdict::SoftlyPurged);
         }
         verdict
+    }
+
+    /// Whether something was purged after `generation` that concerns a response to come.
+    pub fn purged_since(&self, generation: u64, expected: &Expected<'_>) -> bool {
+        let notes = self.notes.read().unwrap_or_else(PoisonError::into_inner);
+        notes.judge(expected, generation) != Verdict::Live
     }
 
     /// The generation up to which notes can be forgotten once every entry now stored has been
@@ -251,20 +257,19 @@ impl Notes {
         self.rules.push(Rule { selector: selector.clone(), marks });
     }
 
-    fn judge(&self, entry: &Entry) -> Verdict {
-        let at = entry.filled_at;
+    fn judge(&self, subject: &impl Subject, at: u64) -> Verdict {
         let named = |kind, hash| {
             self.named.get(&(kind, hash)).map_or(Verdict::Live, |marks| marks.judge(at))
         };
         let mut worst = self.all.judge(at);
         let mut consider = |verdict| worst = worse(worst, verdict);
         if !self.named.is_empty() {
-            consider(named(Kind::Url, entry.url));
-            consider(named(Kind::Route, entry.route));
-            consider(named(Kind::Tenant, entry.tenant));
-            entry.tags().for_each(|tag| consider(named(Kind::Tag, tag)));
+            consider(named(Kind::Url, subject.url()));
+            consider(named(Kind::Route, subject.route()));
+            consider(named(Kind::Tenant, subject.tenant()));
+            subject.each_tag(&mut |tag| consider(named(Kind::Tag, tag)));
         }
-        if let Some((host, path, query)) = key::target(entry.key()) {
+        if let Some((host, path, query)) = key::target(subject.key()) {
             for rule in &self.rules {
                 if rule.selector.matches(host, path, query) {
                     consider(rule.marks.judge(at));
@@ -272,6 +277,69 @@ impl Notes {
             }
         }
         worst
+    }
+}
+
+/// What a purge can name.
+trait Subject {
+    fn key(&self) -> &[u8];
+    fn url(&self) -> u64;
+    fn route(&self) -> u64;
+    fn tenant(&self) -> u64;
+    fn each_tag(&self, see: &mut dyn FnMut(u64));
+}
+
+impl Subject for Entry {
+    fn key(&self) -> &[u8] {
+        self.key()
+    }
+
+    fn url(&self) -> u64 {
+        self.url
+    }
+
+    fn route(&self) -> u64 {
+        self.route
+    }
+
+    fn tenant(&self) -> u64 {
+        self.tenant
+    }
+
+    fn each_tag(&self, see: &mut dyn FnMut(u64)) {
+        self.tags().for_each(see);
+    }
+}
+
+/// A response that has not come yet, as far as its request tells. Tags that the origin will add are
+/// not among what is known: the stored entry is checked for those.
+#[derive(Debug)]
+pub struct Expected<'a> {
+    pub key: &'a [u8],
+    pub route: &'a str,
+    pub tenant: &'a str,
+    pub tags: Vec<String>,
+}
+
+impl Subject for Expected<'_> {
+    fn key(&self) -> &[u8] {
+        self.key
+    }
+
+    fn url(&self) -> u64 {
+        key::target(self.key).map_or(0, |(host, path, query)| hash_url(host, path, query))
+    }
+
+    fn route(&self) -> u64 {
+        hash_text(self.route)
+    }
+
+    fn tenant(&self) -> u64 {
+        hash_text(self.tenant)
+    }
+
+    fn each_tag(&self, see: &mut dyn FnMut(u64)) {
+        self.tags.iter().for_each(|tag| see(hash_text(tag)));
     }
 }
 

@@ -24,7 +24,7 @@ use super::{
     origin::{Ask, Failure, Origin},
     passthrough,
     policy::{self, Eligibility, RequestControl, Reuse},
-    purge::{Mode, Selector, Verdict},
+    purge::{Expected, Mode, Selector, Verdict},
     respond::{self, Handling},
 };
 use crate::{problem::Code, telemetry::metrics::CacheOutcome};
@@ -175,7 +175,7 @@ impl Cache {
                 let ask = if unshared && stored.is_none() { Ask::Verbatim } else { Ask::Whole };
                 return fetch(None).run(request, origin, ask).await;
             }
-            let waiter = match self.flights.join(&key) {
+            let waiter = match self.join(&key, request, origin) {
                 Role::Lead(leader) => {
                     return fetch(Some(leader)).run(request, origin, Ask::Whole).await;
                 }
@@ -232,6 +232,18 @@ impl Cache {
             }
         }
         unreachable!("the loop ends by returning: after MAX_WAITS rounds the request fetches")
+    }
+
+    fn join(&self, key: &Key, request: &Request<'_>, origin: &Rc<dyn Origin>) -> Role {
+        self.flights.join(key, self.ledger.generation(), |began_at| {
+            let expected = Expected {
+                key: key.bytes(),
+                route: request.parts.route,
+                tenant: request.tenant,
+                tags: origin.tags(),
+            };
+            self.ledger.purged_since(began_at, &expected)
+        })
     }
 
     /// What is stored for a request.
@@ -326,7 +338,7 @@ impl Cache {
     ) -> bool {
         let Some(origin) = origin.detached() else { return false };
         // Somebody is at it already: then there is nothing left to do.
-        let Role::Lead(leader) = self.flights.join(key) else { return true };
+        let Role::Lead(leader) = self.join(key, request, &origin) else { return true };
         let fetch = Fetch {
             cache: Arc::clone(self),
             route: Arc::clone(route),

@@ -7,7 +7,7 @@ use std::{
     collections::VecDeque,
     sync::{
         Mutex, PoisonError,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
 };
 
@@ -48,11 +48,18 @@ pub(super) struct Breaker {
     /// `CLOSED`, `PROBING`, or one more than the time until which the breaker is open.
     state: AtomicU64,
     failures: Mutex<VecDeque<u64>>,
+    /// Whether there are any; asked by every success, which then need not take the lock.
+    failing: AtomicBool,
 }
 
 impl Breaker {
     pub(super) fn new(limits: Limits) -> Self {
-        Self { limits, state: AtomicU64::new(CLOSED), failures: Mutex::default() }
+        Self {
+            limits,
+            state: AtomicU64::new(CLOSED),
+            failures: Mutex::default(),
+            failing: AtomicBool::new(false),
+        }
     }
 
     pub(super) fn state(&self, now: u64) -> BreakerState {
@@ -87,10 +94,16 @@ impl Breaker {
         }
     }
 
+    /// A success ends a row of failures: a busy target that fails now and then is not failing.
     pub(super) fn succeeded(&self, permit: Permit) {
         if permit == Permit::Probe {
             self.lock().clear();
             self.state.store(CLOSED, Ordering::Release);
+        }
+        if self.failing.load(Ordering::Relaxed) {
+            let mut failures = self.lock();
+            failures.clear();
+            self.failing.store(false, Ordering::Relaxed);
         }
     }
 
@@ -102,6 +115,7 @@ impl Breaker {
         let limit = (self.limits.failures.max(1) as usize).min(REMEMBERED);
         let mut failures = self.lock();
         failures.push_back(now);
+        self.failing.store(true, Ordering::Relaxed);
         while failures.len() > limit
             || failures.front().is_some_and(|at| at.saturating_add(window) < now)
         {

@@ -113,7 +113,10 @@ impl Client {
             let index = lease.index;
             let outcome = self.attempt(&call, lease, payload.take(), framing).await;
             let wanted = match &outcome {
-                Ok(inbound) => retry.on_status.contains(&inbound.status.as_u16()),
+                // The only target would most likely say the same again.
+                Ok(inbound) => {
+                    upstream.has_choice() && retry.on_status.contains(&inbound.status.as_u16())
+                }
                 Err(error) if error.is_connect() => retry.on_connect,
                 Err(error) => {
                     error.blames_target()
@@ -170,7 +173,10 @@ impl Client {
         match outcome {
             Ok((connection, head, sending)) => {
                 let status = head.status.as_u16();
-                if status >= 500 && settings.retry.on_status.contains(&status) {
+                let complains = status >= 500 && settings.retry.on_status.contains(&status);
+                // A status is an answer. Leaving the target alone for it helps only where another
+                // can answer instead.
+                if complains && call.upstream.has_choice() {
                     lease.failed();
                 } else {
                     lease.succeeded();

@@ -34,7 +34,9 @@ pub fn for_upstream(head: &RequestHead, peer: &Peer, rules: &HeaderRules) -> Hea
             && !matches!(text, "host" | "content-length" | "expect" | "http2-settings")
             // CGI-like upstreams read `a_b` and `a-b` as one name.
             && !text.contains('_')
-            && (peer.trusted || !is_forwarding(text));
+            && (peer.trusted || !is_forwarding(text))
+            // A cache in between keeps the answer to what the request line says.
+            && !(head.method.is_safe() && is_method_override(text));
         if crosses && (nominated.is_empty() || !is_nominated(&nominated, text)) {
             headers.append(name.clone(), value.clone());
         }
@@ -89,18 +91,27 @@ pub(super) fn is_hop_by_hop(name: &str) -> bool {
 }
 
 /// Fields by which proxies tell who the client is, or what it asked for.
+fn is_method_override(name: &str) -> bool {
+    matches!(name, "x-http-method-override" | "x-http-method" | "x-method-override")
+}
+
 fn is_forwarding(name: &str) -> bool {
     match name.as_bytes().first() {
         Some(b'x') => {
-            name.starts_with("x-forwarded-")
+            name.starts_with("x-forwarded")
                 || name.starts_with("x-original-")
                 || matches!(
                     name,
-                    "x-real-ip" | "x-rewrite-url" | "x-client-ip" | "x-cluster-client-ip"
+                    "x-real-ip"
+                        | "x-rewrite-url"
+                        | "x-client-ip"
+                        | "x-cluster-client-ip"
+                        | "x-host"
                 )
         }
         Some(b'f') => name == "forwarded",
         Some(b't') => name == "true-client-ip",
+        Some(b'c') => name == "cf-connecting-ip",
         _ => false,
     }
 }

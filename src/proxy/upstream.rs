@@ -127,6 +127,11 @@ impl UpstreamState {
         UpstreamStatus { name: self.settings.name.clone(), targets }
     }
 
+    /// Whether a request could go to another target instead.
+    pub(super) fn has_choice(&self) -> bool {
+        self.targets.len() > 1
+    }
+
     /// Chooses a target for a request, one not in `tried` if there is one.
     pub(super) fn pick(
         self: &Arc<Self>,

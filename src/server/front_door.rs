@@ -8,8 +8,8 @@
 //!
 //! A request that is refused is replaced by one that [`refusal`] recognises, so that the answer
 //! comes from the pipeline, after the responses before it; what follows on that connection is
-//! thrown away. If the fault is in a body whose head was passed on, the payload ends early and
-//! [`Connection::body_fault`] says why.
+//! thrown away. If the fault is in a body whose head was passed on, the payload fails
+//! ([`Connection::guard`]) and [`Connection::body_fault`] says why.
 //!
 //! On the way of a cache hit this costs one pass over the head: bytes are read straight into
 //! actix's buffer and judged there, and one coarse timer per connection is touched only by the
@@ -176,7 +176,7 @@ impl<IO> FrontDoor<IO> {
     fn has_unread_input(&self) -> bool {
         match self.watch.stage {
             Stage::Length(_) | Stage::Chunks(_) | Stage::Refused(_) => true,
-            Stage::Ended => self.watch.shared.fault.get().is_some(),
+            Stage::Ended => self.watch.shared.fault().is_some(),
             Stage::Head(_) | Stage::Tunnel => !self.staged.is_empty(),
         }
     }
@@ -213,6 +213,8 @@ impl<IO: AsyncRead + Unpin> AsyncRead for FrontDoor<IO> {
                     // That request asks to close; nothing comes after it.
                     None => return Poll::Pending,
                 },
+                // At the end of its input actix would drop the request that has to be answered.
+                Stage::Ended if this.watch.shared.fault().is_some() => return Poll::Pending,
                 Stage::Ended => return Poll::Ready(Ok(())),
             }
             if this.held {

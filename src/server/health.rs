@@ -86,8 +86,14 @@ fn ready(shared: &Shared) -> Response<BoxBody> {
     if !down.is_empty() {
         degraded.insert("upstreams".into(), down.into());
     }
-    let text = if status == StatusCode::OK && !degraded.is_empty() { "degraded" } else { text };
-    json_response(status, &json!({ "status": text, "degraded": degraded }))
+    let mut body = json!({ "status": text });
+    if !degraded.is_empty() {
+        if status == StatusCode::OK {
+            body["status"] = "degraded".into();
+        }
+        body["degraded"] = degraded.into();
+    }
+    json_response(status, &body)
 }
 
 fn json_response(status: StatusCode, body: &serde_json::Value) -> Response<BoxBody> {

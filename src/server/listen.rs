@@ -120,7 +120,8 @@ where
         // The front door keeps time: it knows where a request begins.
         .client_request_timeout(Duration::ZERO)
         .keep_alive(KeepAlive::Os)
-        .client_disconnect_timeout(Duration::from_secs(5))
+        // A client that leaves takes its upstream request along.
+        .h1_allow_half_closed(false)
         .graceful_shutdown_signal(move || {
             let shared = Arc::clone(&draining);
             async move { shared.draining.cancelled().await }

@@ -11,7 +11,7 @@ use std::{
 
 use actix_http::{
     ConnectionType, Method, Payload, Response,
-    body::BoxBody,
+    body::{BodySize, BoxBody, MessageBody},
     error::PayloadError,
     header::{
         HeaderMap, IF_MATCH, IF_MODIFIED_SINCE, IF_NONE_MATCH, IF_RANGE, IF_UNMODIFIED_SINCE, RANGE,
@@ -20,7 +20,7 @@ use actix_http::{
 use bytes::Bytes;
 use futures_util::{FutureExt as _, Stream, StreamExt as _, future::LocalBoxFuture};
 
-use super::{observe::UpstreamPart, snapshot::Snapshot};
+use super::{front_door, observe::UpstreamPart, snapshot::Snapshot};
 use crate::{
     cache::origin::{self as cached, Ask, Body, Failure, Origin},
     problem::{Code, Problem as _},
@@ -130,7 +130,12 @@ impl Origin for ProxyOrigin {
             part.target.set(Some(inbound.target));
             let mut headers = inbound.headers;
             proxy::headers::for_client(&mut headers, &snapshot.table.routes[index].response);
-            let length = inbound.body.length();
+            // For `HEAD`, the length that the body would have.
+            let length = match MessageBody::size(&inbound.body) {
+                BodySize::None => Some(0),
+                BodySize::Sized(length) => Some(length),
+                BodySize::Stream => None,
+            };
             let stream = Box::pin(inbound.body.map(|item| item.map_err(failure)));
             Ok(cached::Response { status: inbound.status, headers, body: Body { length, stream } })
         }
@@ -175,12 +180,20 @@ pub struct BodyGuard(Rc<Cell<Option<Code>>>);
 
 impl BodyGuard {
     /// The payload, cut off with an error after `max` bytes.
-    pub fn limit(&self, payload: Payload, max: u64) -> Payload {
-        match payload {
-            Payload::None => Payload::None,
-            payload => {
-                let watched = Watched { payload, left: max, found: Rc::clone(&self.0) };
-                Payload::Stream { payload: Box::pin(watched) }
+    pub fn limit(
+        &self,
+        payload: Payload,
+        max: u64,
+        door: Option<&front_door::Connection>,
+    ) -> Payload {
+        let found = Rc::clone(&self.0);
+        match (payload, door) {
+            (Payload::None, _) => Payload::None,
+            (payload, Some(door)) => Payload::Stream {
+                payload: Box::pin(Watched { payload: door.guard(payload), left: max, found }),
+            },
+            (payload, None) => {
+                Payload::Stream { payload: Box::pin(Watched { payload, left: max, found }) }
             }
         }
     }
@@ -191,13 +204,16 @@ impl BodyGuard {
     }
 }
 
-struct Watched {
-    payload: Payload,
+struct Watched<S> {
+    payload: S,
     left: u64,
     found: Rc<Cell<Option<Code>>>,
 }
 
-impl Stream for Watched {
+impl<S> Stream for Watched<S>
+where
+    S: Stream<Item = Result<Bytes, PayloadError>> + Unpin,
+{
     type Item = Result<Bytes, PayloadError>;
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {

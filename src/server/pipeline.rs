@@ -17,11 +17,12 @@ use std::{
 };
 
 use actix_http::{
-    ConnectionType, Method, Request, RequestHead, Response,
+    ConnectionType, Method, Request, RequestHead, Response, StatusCode,
     body::BoxBody,
     header::{ALLOW, CONTENT_LENGTH, HOST, HeaderValue},
 };
 use actix_service::Service;
+use bytes::Bytes;
 use futures_util::future::LocalBoxFuture;
 
 use super::{
@@ -121,6 +122,11 @@ impl Service<Request> for Gateway {
             return ready(exchange.done(head, unrouted, response, CacheOutcome::None));
         }
         if let Some(response) = health::answer(&self.shared, head) {
+            return ready(exchange.done(head, unrouted, response, CacheOutcome::None));
+        }
+        if head.method == Method::OPTIONS && head.uri.path() == "*" {
+            // About the gateway as a whole (RFC 9110 section 9.3.7), which has nothing to say.
+            let response = Response::with_body(StatusCode::OK, BoxBody::new(Bytes::new()));
             return ready(exchange.done(head, unrouted, response, CacheOutcome::None));
         }
         let path = match path::normalize(head.uri.path()) {
@@ -240,7 +246,7 @@ async fn answer(
         method: head.method.clone(),
         path_and_query: path_and_query.into(),
         headers,
-        payload: guard.limit(payload, route.max_body),
+        payload: guard.limit(payload, route.max_body, routed.door.as_ref()),
         length: content_length(head),
         snapshot: Arc::clone(&snapshot),
         index: routed.index,

@@ -2,9 +2,14 @@
 
 use std::{
     cell::{Cell, RefCell},
+    pin::Pin,
     rc::Rc,
-    task::Waker,
+    task::{Context, Poll, Waker},
 };
+
+use actix_http::error::PayloadError;
+use bytes::Bytes;
+use futures_util::Stream;
 
 use crate::problem::Code;
 
@@ -18,8 +23,10 @@ pub(super) struct Shared {
     answered: Cell<u32>,
     /// Those of them whose response is complete or given up.
     finished: Cell<u32>,
-    pub(super) fault: Cell<Option<Code>>,
+    fault: Cell<Option<Code>>,
     reader: RefCell<Option<Waker>>,
+    /// Who reads the body now.
+    payload: RefCell<Option<Waker>>,
 }
 
 impl Shared {
@@ -35,6 +42,20 @@ impl Shared {
     /// Whether a request is being worked on.
     pub(super) fn is_busy(&self) -> bool {
         self.attached.get() && self.finished.get() != self.passed.get()
+    }
+
+    pub(super) fn fault(&self) -> Option<Code> {
+        self.fault.get()
+    }
+
+    /// Tells whoever reads the body that no more of it will come, and why.
+    pub(super) fn set_fault(&self, fault: Option<Code>) {
+        self.fault.set(fault);
+        if fault.is_some()
+            && let Some(payload) = self.payload.borrow_mut().take()
+        {
+            payload.wake();
+        }
     }
 
     pub(super) fn wake_when_answered(&self, waker: &Waker) {
@@ -57,11 +78,44 @@ impl Connection {
         Exchange { shared: Rc::clone(&self.0), answered: false }
     }
 
+    /// The body of a request, which fails where the front door found a fault in it.
+    pub fn guard<S>(&self, payload: S) -> GuardedPayload<S> {
+        GuardedPayload { payload, shared: Rc::clone(&self.0) }
+    }
+
     /// What was wrong with the body that is being read, if it is the client's fault.
     ///
     /// To be asked when the payload ends with an error: `None` means the connection broke.
     pub fn body_fault(&self) -> Option<Code> {
-        self.0.fault.get()
+        self.0.fault()
+    }
+}
+
+/// See [`Connection::guard`].
+///
+/// actix drops a request whose connection ends in the middle of the body, without an answer. So the
+/// front door only falls silent at a fault, and it is this stream that ends.
+#[derive(Debug)]
+pub struct GuardedPayload<S> {
+    payload: S,
+    shared: Rc<Shared>,
+}
+
+impl<S> Stream for GuardedPayload<S>
+where
+    S: Stream<Item = Result<Bytes, PayloadError>> + Unpin,
+{
+    type Item = Result<Bytes, PayloadError>;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        let next = Pin::new(&mut self.payload).poll_next(cx);
+        if next.is_pending() {
+            if self.shared.fault().is_some() {
+                return Poll::Ready(Some(Err(PayloadError::Incomplete(None))));
+            }
+            *self.shared.payload.borrow_mut() = Some(cx.waker().clone());
+        }
+        next
     }
 }
 

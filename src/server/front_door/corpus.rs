@@ -133,7 +133,7 @@ async fn handle(
     }
     let mut length = 0;
     if !request.headers().contains_key("upgrade") {
-        let mut payload = request.take_payload();
+        let mut payload = connection.guard(request.take_payload());
         while let Some(piece) = payload.next().await {
             match piece {
                 Ok(piece) => length += piece.len(),

@@ -44,7 +44,7 @@ fn read(bytes: &[u8], cuts: &[usize]) -> Reading {
     }
     let verdict = match watch.stage {
         Stage::Refused(code) => code,
-        _ => watch.shared.fault.get(),
+        _ => watch.shared.fault(),
     };
     Reading { passed, heads: watch.shared.passed.get(), verdict, stage: watch.stage }
 }

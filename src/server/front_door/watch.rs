@@ -127,7 +127,7 @@ impl Watch {
 
     /// Ends what the reader sees, in the middle of a body if `fault` says so.
     pub(super) fn end(&mut self, fault: Option<Code>) {
-        self.shared.fault.set(fault);
+        self.shared.set_fault(fault);
         self.stage = Stage::Ended;
     }
 
