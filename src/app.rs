@@ -17,7 +17,7 @@ use crate::{
     config::{Config, TlsFiles},
     proxy::{self, UpstreamStatus},
     routes::{self, Action, RouteTable},
-    server::{Readiness, Shared, listen, snapshot::Snapshot, tls::Certificate, warm},
+    server::{Readiness, Shared, listen, metrics, snapshot::Snapshot, tls::Certificate, warm},
     telemetry::metrics::Registry,
 };
 
@@ -61,6 +61,7 @@ impl App {
             draining: CancellationToken::new(),
         });
 
+        metrics::register(&shared);
         let public_listener = bind(SocketAddr::new(config.server.host, config.server.port))?;
         let admin_listener = bind(SocketAddr::new(config.admin.host, config.admin.port))?;
         let public_address = public_listener.local_addr()?;
@@ -209,11 +210,11 @@ async fn reload_routes(
                 let routes = snapshot.table.routes.len();
                 shared.snapshot.store(Arc::new(snapshot));
                 shared.snapshot.load().upstreams.spawn_health_checks(&shared.upstream_tls);
-                shared.readiness.set_refused_routes(None);
+                shared.readiness.reloaded(None);
                 tracing::info!(routes, "routes reloaded");
             }
             Err(errors) => {
-                shared.readiness.set_refused_routes(Some(errors.to_string()));
+                shared.readiness.reloaded(Some(errors.to_string()));
                 tracing::error!(
                     "routes file refused, the last good one goes on serving:\n{errors}"
                 );

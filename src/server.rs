@@ -6,6 +6,7 @@
 pub mod front_door;
 mod health;
 pub mod listen;
+pub mod metrics;
 mod observe;
 mod origin;
 mod pipeline;

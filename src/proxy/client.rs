@@ -111,12 +111,9 @@ impl Client {
         let mut tried = Vec::new();
         loop {
             let index = lease.index;
-            let outcome = self.attempt(&call, lease, payload.take(), framing).await;
+            let outcome = self.attempt(&call, lease, &mut payload, framing).await;
             let wanted = match &outcome {
-                // The only target would most likely say the same again.
-                Ok(inbound) => {
-                    upstream.has_choice() && retry.on_status.contains(&inbound.status.as_u16())
-                }
+                Ok(inbound) => retry.on_status.contains(&inbound.status.as_u16()),
                 Err(error) if error.is_connect() => retry.on_connect,
                 Err(error) => {
                     error.blames_target()
@@ -124,7 +121,10 @@ impl Client {
                 }
             };
             tried.push(index);
-            if !(wanted && call.replayable && tried.len() < retry.attempts as usize) {
+            // Where no connection came about nothing was sent, so any request may move on.
+            let unsent = outcome.as_ref().is_err_and(UpstreamError::is_connect);
+            let repeatable = call.replayable || unsent;
+            if !(wanted && repeatable && tried.len() < retry.attempts as usize) {
                 return outcome;
             }
             let now = now_ms();
@@ -143,7 +143,7 @@ impl Client {
         &self,
         call: &Call<'_>,
         mut lease: Lease,
-        mut payload: Option<Payload>,
+        payload: &mut Option<Payload>,
         framing: Send,
     ) -> Result<Inbound, UpstreamError> {
         let settings = &call.upstream.settings;

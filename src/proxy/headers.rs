@@ -109,7 +109,7 @@ fn is_forwarding(name: &str) -> bool {
                         | "x-host"
                 )
         }
-        Some(b'f') => name == "forwarded",
+        Some(b'f') => name.starts_with("forwarded"),
         Some(b't') => name == "true-client-ip",
         Some(b'c') => name == "cf-connecting-ip",
         _ => false,

@@ -144,7 +144,7 @@ pub(super) static RETRY: Section = Section {
         key(
             "on",
             Kind::List { of: &Kind::WordOrInteger(&["connect"], 400, 599), not_empty: false },
-            "Reasons: connect, or statuses. Default: [connect, 502, 503, 504].",
+            "Reasons: connect, or statuses. Default: [connect].",
         ),
     ],
 };

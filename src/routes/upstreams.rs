@@ -27,7 +27,7 @@ impl Upstream {
                 first_byte: Duration::from_secs(30),
                 idle: Duration::from_secs(30),
             },
-            retry: Retry { attempts: 2, on_connect: true, on_status: vec![502, 503, 504] },
+            retry: Retry { attempts: 2, on_connect: true, on_status: Vec::new() },
             breaker: Breaker {
                 failures: 5,
                 window: Duration::from_secs(10),

@@ -214,7 +214,12 @@ impl<IO: AsyncRead + Unpin> AsyncRead for FrontDoor<IO> {
                     None => return Poll::Pending,
                 },
                 // At the end of its input actix would drop the request that has to be answered.
-                Stage::Ended if this.watch.shared.fault().is_some() => return Poll::Pending,
+                Stage::Ended
+                    if this.watch.shared.fault().is_some() && this.watch.shared.is_busy() =>
+                {
+                    this.watch.shared.wake_when_answered(cx.waker());
+                    return Poll::Pending;
+                }
                 Stage::Ended => return Poll::Ready(Ok(())),
             }
             if this.held {

@@ -6,7 +6,7 @@
 
 use std::sync::{
     Mutex, PoisonError,
-    atomic::{AtomicU8, Ordering},
+    atomic::{AtomicU8, AtomicU64, Ordering},
 };
 
 use actix_http::{
@@ -18,6 +18,7 @@ use bytes::Bytes;
 use serde_json::json;
 
 use super::Shared;
+use crate::telemetry::metrics::Exposition;
 
 /// Zero is starting.
 const READY: u8 = 1;
@@ -29,6 +30,8 @@ pub struct Readiness {
     state: AtomicU8,
     /// Why the routes file on disk is not the one that serves.
     refused_routes: Mutex<Option<String>>,
+    reloads: AtomicU64,
+    refused_reloads: AtomicU64,
 }
 
 impl Readiness {
@@ -44,8 +47,20 @@ impl Readiness {
         self.state.load(Ordering::Relaxed) == DRAINING
     }
 
-    pub fn set_refused_routes(&self, reason: Option<String>) {
-        *self.refused_routes.lock().unwrap_or_else(PoisonError::into_inner) = reason;
+    /// Notes that the routes file was read again; with a reason, that it was refused.
+    pub fn reloaded(&self, refused: Option<String>) {
+        let count = if refused.is_some() { &self.refused_reloads } else { &self.reloads };
+        count.fetch_add(1, Ordering::Relaxed);
+        *self.refused_routes.lock().unwrap_or_else(PoisonError::into_inner) = refused;
+    }
+
+    pub(super) fn collect(&self, out: &mut Exposition) {
+        let reloads = [("applied", &self.reloads), ("refused", &self.refused_reloads)];
+        let mut family =
+            out.counter("portway_routes_reloads_total", "Times the routes file was read again");
+        for (result, count) in reloads {
+            family.sample(&[("result", result)], count.load(Ordering::Relaxed));
+        }
     }
 
     pub fn refused_routes(&self) -> Option<String> {

@@ -280,11 +280,12 @@ async fn answer(
         Ok(Answer { response, outcome }) => (response, outcome),
         Err(failure) => {
             // What the client did wrong with its body explains a failed upstream request.
-            let code = guard
-                .violation()
-                .or_else(|| routed.door.as_ref()?.body_fault())
-                .unwrap_or(failure.0);
-            (exchange.problem(code, None), CacheOutcome::None)
+            let violation = guard.violation().or_else(|| routed.door.as_ref()?.body_fault());
+            let mut response = exchange.problem(violation.unwrap_or(failure.0), None);
+            if violation.is_some() {
+                response.head_mut().set_connection_type(ConnectionType::Close);
+            }
+            (response, CacheOutcome::None)
         }
     };
     if shared.readiness.is_draining() {

@@ -58,8 +58,15 @@ impl Shared {
         }
     }
 
+    /// Wakes the reader when the request in hand gets its response head, and when it is over.
     pub(super) fn wake_when_answered(&self, waker: &Waker) {
         *self.reader.borrow_mut() = Some(waker.clone());
+    }
+
+    fn wake_reader(&self) {
+        if let Some(reader) = self.reader.borrow_mut().take() {
+            reader.wake();
+        }
     }
 }
 
@@ -132,9 +139,7 @@ impl Exchange {
         if !self.answered {
             self.answered = true;
             self.shared.answered.set(self.shared.answered.get().wrapping_add(1));
-            if let Some(reader) = self.shared.reader.borrow_mut().take() {
-                reader.wake();
-            }
+            self.shared.wake_reader();
         }
     }
 }
@@ -143,5 +148,6 @@ impl Drop for Exchange {
     fn drop(&mut self) {
         self.answered();
         self.shared.finished.set(self.shared.finished.get().wrapping_add(1));
+        self.shared.wake_reader();
     }
 }
