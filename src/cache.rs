@@ -34,11 +34,11 @@ pub mod stats;
 use std::{pin::Pin, sync::Arc, task};
 
 use actix_http::{
-    Method,
     body::{BodySize, BoxBody, MessageBody},
     header::{ACCEPT_ENCODING, HeaderMap, HeaderName},
 };
 use bytes::Bytes;
+use futures_util::Stream;
 
 use self::{
     clock::Timestamp,
@@ -151,10 +151,11 @@ impl Cache {
 }
 
 /// A response passed on as it comes.
-fn passthrough(response: origin::Response, method: &Method, handling: Handling) -> Answer {
-    let body = match response.body.length {
-        Some(length) if *method == Method::HEAD => respond::unsent(length),
-        _ => BoxBody::new(Passing(response.body)),
+fn passthrough(response: origin::Response, handling: Handling) -> Answer {
+    let body = match response.body {
+        origin::Body::Whole(bytes) => BoxBody::new(bytes),
+        origin::Body::Unsent(length) => respond::unsent(length),
+        origin::Body::Stream { length, stream } => BoxBody::new(Passing { length, stream }),
     };
     let mut answer = actix_http::Response::with_body(response.status, body);
     *answer.headers_mut() = response.headers;
@@ -163,19 +164,22 @@ fn passthrough(response: origin::Response, method: &Method, handling: Handling) 
 }
 
 /// A body on its way from the origin to one client.
-struct Passing(origin::Body);
+struct Passing {
+    length: Option<u64>,
+    stream: Pin<Box<dyn Stream<Item = Result<Bytes, Failure>>>>,
+}
 
 impl MessageBody for Passing {
     type Error = Failure;
 
     fn size(&self) -> BodySize {
-        self.0.length.map_or(BodySize::Stream, BodySize::Sized)
+        self.length.map_or(BodySize::Stream, BodySize::Sized)
     }
 
     fn poll_next(
         mut self: Pin<&mut Self>,
         cx: &mut task::Context<'_>,
     ) -> task::Poll<Option<Result<Bytes, Failure>>> {
-        self.0.stream.as_mut().poll_next(cx)
+        self.stream.as_mut().poll_next(cx)
     }
 }

@@ -7,7 +7,6 @@ use actix_http::{
     body::BoxBody,
     header::{HeaderMap, HeaderName, HeaderValue},
 };
-use futures_util::StreamExt as _;
 use tokio::sync::mpsc;
 
 use super::{
@@ -40,6 +39,8 @@ pub(super) struct Fetch {
     /// What is stored and has to be validated.
     pub stored: Option<Arc<Entry>>,
     pub control: RequestControl,
+    /// Whether it is remembered already that responses for the key are not shared.
+    pub known_unshared: bool,
     /// `None` for a fetch that nobody waits for.
     pub leader: Option<Leader>,
 }
@@ -200,10 +201,10 @@ impl Fetch {
                     self.remember_unshared(received_at);
                 }
                 self.announce(Landing::Unshared);
-                return passthrough(response, request.method, handling);
+                return passthrough(response, handling);
             }
         };
-        let length = response.body.length;
+        let length = response.body.length();
         let max = self.cache.settings.max_object_bytes;
         let mut share = match length {
             Some(_) => self.cache.known.share(),
@@ -213,7 +214,7 @@ impl Fetch {
             self.route.stats.too_large.add(1);
             self.remember_unshared(received_at);
             self.announce(Landing::Unshared);
-            return passthrough(response, request.method, handling);
+            return passthrough(response, handling);
         }
         let variants = self.variants(names, request.headers);
         let key = match &variants {
@@ -247,9 +248,17 @@ impl Fetch {
             _filling: filling,
             _leader: self.leader.take(),
         };
-        actix_rt::spawn(job.run(response.body));
-
-        let body = BoxBody::new(Reader::new(Arc::clone(&fill), Some(rest)));
+        let body = match response.body {
+            // Nothing to wait for: stored at once, and no task.
+            Body::Whole(bytes) => {
+                job.run_at_once(bytes.clone());
+                BoxBody::new(bytes)
+            }
+            body => {
+                actix_rt::spawn(job.run(body));
+                BoxBody::new(Reader::new(Arc::clone(&fill), Some(rest)))
+            }
+        };
         let mut answer = Response::with_body(response.status, body);
         *answer.headers_mut() = response.headers;
         let handling = Handling { stored: true, ..handling };
@@ -319,6 +328,9 @@ impl Fetch {
     }
 
     fn remember_unshared(&self, now: Timestamp) {
+        if self.known_unshared {
+            return;
+        }
         let mark = Unshared::new(self.key.clone(), now.after(UNSHARED_FOR));
         self.cache.l1.insert(self.key.borrow(), Slot::Unshared(Arc::new(mark)));
     }
@@ -359,7 +371,7 @@ impl Pump {
         let fill = Arc::clone(&self.writer.0);
         let max = self.cache.settings.max_object_bytes;
         let mut size = 0u64;
-        while let Some(item) = body.stream.next().await {
+        while let Some(item) = body.next().await {
             let chunk = match item {
                 Ok(chunk) => chunk,
                 Err(failure) => return self.cut(failure),
@@ -371,7 +383,7 @@ impl Pump {
                 fill.push(chunk);
                 fill.end(End::Stored(entry));
                 // Read to its end, the origin's connection can be used again.
-                let _ = body.stream.next().await;
+                let _ = body.next().await;
                 return;
             }
             let fits = fill.length.is_some() || self.share.take(chunk.len() as u64);
@@ -384,6 +396,14 @@ impl Pump {
             return self.cut(Failure(crate::problem::Code::UpstreamInvalid));
         }
         let entry = self.store(&fill.chunks(), size);
+        fill.end(End::Stored(entry));
+    }
+
+    fn run_at_once(self, body: bytes::Bytes) {
+        let fill = Arc::clone(&self.writer.0);
+        let size = body.len() as u64;
+        let entry = self.store(std::slice::from_ref(&body), size);
+        fill.push(body);
         fill.end(End::Stored(entry));
     }
 
@@ -421,7 +441,7 @@ impl Pump {
         self.cache.l1.insert(fill.key.borrow(), Slot::Unshared(Arc::new(mark)));
         fill.end(End::Abandoned);
         drop((self._leader, self._filling));
-        while let Some(item) = body.stream.next().await {
+        while let Some(item) = body.next().await {
             // An error means that the client has gone: so does the origin's connection.
             if self.rest.send(item).await.is_err() {
                 return;

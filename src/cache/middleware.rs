@@ -239,13 +239,18 @@ where
 fn into_response(mut response: HttpResponse) -> Response {
     let status = response.status();
     let headers = std::mem::take(response.headers_mut());
-    let body = response.into_body();
-    let length = match body.size() {
-        BodySize::None => Some(0),
-        BodySize::Sized(length) => Some(length),
-        BodySize::Stream => None,
+    let body = match response.into_body().try_into_bytes() {
+        Ok(bytes) => Body::Whole(bytes),
+        Err(body) => {
+            let length = match body.size() {
+                BodySize::None => Some(0),
+                BodySize::Sized(length) => Some(length),
+                BodySize::Stream => None,
+            };
+            Body::Stream { length, stream: Box::pin(Chunks(body)) }
+        }
     };
-    Response { status, headers, body: Body { length, stream: Box::pin(Chunks(body)) } }
+    Response { status, headers, body }
 }
 
 /// A message body as a stream.

@@ -10,7 +10,7 @@ use actix_http::{
     header::{HeaderMap, HeaderName, HeaderValue},
 };
 use bytes::Bytes;
-use futures_util::{Stream, future::LocalBoxFuture};
+use futures_util::{Stream, StreamExt as _, future::LocalBoxFuture};
 
 use crate::problem::{Code, Problem};
 
@@ -18,7 +18,8 @@ use crate::problem::{Code, Problem};
 pub trait Origin {
     /// Sends the request and resolves when the response's header section has arrived.
     ///
-    /// Dropping the future gives the request up.
+    /// It is called once at most: what the request is made of may move into it. Dropping the future
+    /// gives the request up.
     fn fetch(&self, ask: Ask) -> LocalBoxFuture<'static, Result<Response, Failure>>;
 
     /// The same request without its client, for work that goes on when the client has its answer;
@@ -52,10 +53,35 @@ pub struct Response {
     pub body: Body,
 }
 
-/// A body as it arrives. An error item means that the rest will never come.
-pub struct Body {
-    pub length: Option<u64>,
-    pub stream: Pin<Box<dyn Stream<Item = Result<Bytes, Failure>>>>,
+/// A response's body.
+pub enum Body {
+    /// All of it has arrived.
+    Whole(Bytes),
+    /// The answer to `HEAD`: this many bytes are announced and none will come.
+    Unsent(u64),
+    /// As it arrives. An error item means that the rest will never come.
+    Stream { length: Option<u64>, stream: Pin<Box<dyn Stream<Item = Result<Bytes, Failure>>>> },
+}
+
+impl Body {
+    /// The number of bytes, as far as it is known before the end.
+    pub fn length(&self) -> Option<u64> {
+        match self {
+            Self::Whole(bytes) => Some(bytes.len() as u64),
+            Self::Unsent(length) => Some(*length),
+            Self::Stream { length, .. } => *length,
+        }
+    }
+
+    /// The next bytes.
+    pub async fn next(&mut self) -> Option<Result<Bytes, Failure>> {
+        match self {
+            Self::Whole(bytes) if bytes.is_empty() => None,
+            Self::Whole(bytes) => Some(Ok(std::mem::take(bytes))),
+            Self::Unsent(_) => None,
+            Self::Stream { stream, .. } => stream.next().await,
+        }
+    }
 }
 
 /// Why there is no response, or no more of it. Cheap to clone: all who waited for it get it.

@@ -169,6 +169,7 @@ impl Cache {
                 key: key.clone(),
                 stored: stored.clone(),
                 control,
+                known_unshared: unshared,
                 leader,
             };
             if unshared || alone || waits >= MAX_WAITS {
@@ -346,6 +347,7 @@ impl Cache {
             key: key.clone(),
             stored: Some(Arc::clone(entry)),
             control: RequestControl::plain(),
+            known_unshared: false,
             leader: Some(leader),
         };
         let headers = request.headers.clone();
@@ -394,7 +396,7 @@ impl Cache {
         if !request.method.is_safe() {
             self.invalidate_after(request, response.status, &response.headers, origin);
         }
-        Ok(passthrough(response, request.method, handling))
+        Ok(passthrough(response, handling))
     }
 
     fn invalidate_after(

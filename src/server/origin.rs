@@ -50,6 +50,8 @@ pub struct Parts {
 /// One request to an upstream.
 pub struct ProxyOrigin {
     parts: Parts,
+    /// Taken by the one fetch.
+    headers: RefCell<HeaderMap>,
     payload: RefCell<Option<Payload>>,
 }
 
@@ -59,7 +61,8 @@ impl ProxyOrigin {
             Payload::None => None,
             payload => Some(payload),
         };
-        Self { parts, payload: RefCell::new(payload) }
+        let headers = RefCell::new(std::mem::take(&mut parts.headers));
+        Self { parts, headers, payload: RefCell::new(payload) }
     }
 
     fn route(&self) -> &Route {
@@ -71,7 +74,7 @@ impl ProxyOrigin {
     }
 
     fn outbound(&self, ask: Ask) -> Outbound {
-        let mut headers = self.parts.headers.clone();
+        let mut headers = self.headers.take();
         if !matches!(ask, Ask::Verbatim) {
             for name in
                 [IF_MATCH, IF_MODIFIED_SINCE, IF_NONE_MATCH, IF_RANGE, IF_UNMODIFIED_SINCE, RANGE]
@@ -119,6 +122,7 @@ impl ProxyOrigin {
 impl Origin for ProxyOrigin {
     fn fetch(&self, ask: Ask) -> LocalBoxFuture<'static, Result<cached::Response, Failure>> {
         let outbound = self.outbound(ask);
+        let head_only = outbound.method == Method::HEAD;
         let (client, upstream) = (Rc::clone(&self.parts.client), Arc::clone(&self.parts.upstream));
         let (snapshot, index) = (Arc::clone(&self.parts.snapshot), self.parts.index);
         let part = Rc::clone(&self.parts.exchange);
@@ -130,14 +134,21 @@ impl Origin for ProxyOrigin {
             part.target.set(Some(inbound.target));
             let mut headers = inbound.headers;
             proxy::headers::for_client(&mut headers, &snapshot.table.routes[index].response);
-            // For `HEAD`, the length that the body would have.
-            let length = match MessageBody::size(&inbound.body) {
-                BodySize::None => Some(0),
-                BodySize::Sized(length) => Some(length),
-                BodySize::Stream => None,
+            let body = match inbound.body.try_into_full() {
+                Ok(bytes) => Body::Whole(bytes),
+                Err(body) => match MessageBody::size(&body) {
+                    BodySize::Sized(length) if head_only => Body::Unsent(length),
+                    size => Body::Stream {
+                        length: match size {
+                            BodySize::None => Some(0),
+                            BodySize::Sized(length) => Some(length),
+                            BodySize::Stream => None,
+                        },
+                        stream: Box::pin(body.map(|item| item.map_err(failure))),
+                    },
+                },
             };
-            let stream = Box::pin(inbound.body.map(|item| item.map_err(failure)));
-            Ok(cached::Response { status: inbound.status, headers, body: Body { length, stream } })
+            Ok(cached::Response { status: inbound.status, headers, body })
         }
         .boxed_local()
     }
@@ -148,7 +159,7 @@ impl Origin for ProxyOrigin {
             upstream: Arc::clone(&self.parts.upstream),
             method: Method::GET,
             path_and_query: self.parts.path_and_query.clone(),
-            headers: self.parts.headers.clone(),
+            headers: self.headers.borrow().clone(),
             payload: Payload::None,
             length: None,
             snapshot: Arc::clone(&self.parts.snapshot),
