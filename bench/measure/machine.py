@@ -172,25 +172,27 @@ end
 """
 
 
-def wrk(bench, port, path="/", seconds=3, connections=32, script="", stops_itself=False):
-    """Runs wrk from the load core; a script adds `request` and the like to the report."""
+def wrk(bench, port, path="/", seconds=3, connections=32, script=""):
+    """Runs wrk from the load core; a script adds `request` and the like to the report. One that prints `ENOUGH` ends it."""
     lua = bench.dir / "wrk.lua"
     lua.write_text(script + REPORT_LUA)
     command = ["taskset", "-c", LOAD_CORE, "wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--timeout", "10s",
                "-s", str(lua), f"http://127.0.0.1:{port}{path}"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     bench.processes.append(process)
-    try:
-        output, _ = process.communicate(timeout=seconds + 60)
-    finally:
-        if process.poll() is None:
-            process.kill()
-            process.wait()
-        bench.processes.remove(process)
-    for line in output.splitlines():
-        if line.startswith("RESULT "):
-            return json.loads(line[len("RESULT "):])
-    raise Unusable(f"wrk gave no result:\n{output}")
+    output, result = [], None
+    for line in process.stdout:
+        output.append(line)
+        if line.startswith("ENOUGH"):
+            # Its main thread sleeps for the whole duration whatever the script says: only a signal wakes it.
+            process.send_signal(signal.SIGINT)
+        elif line.startswith("RESULT "):
+            result = json.loads(line[len("RESULT "):])
+    process.wait()
+    bench.processes.remove(process)
+    if result is None:
+        raise Unusable(f"wrk gave no result:\n{''.join(output)}")
+    return result
 
 
 def measured(bench, process, port, path, seconds, script=""):
