@@ -1,7 +1,8 @@
 """The servers that are compared, each as its manual would have it set up for speed, one worker each.
 
 All have: one worker or thread, no access log, kept connections on both sides, nothing but the cache
-switched on. nginx serves its cache files with `sendfile` and keeps them open.
+switched on. nginx keeps its cache files open and reads them instead of using `sendfile`: at these sizes that took a
+quarter less CPU time than the usual `sendfile on` without `open_file_cache` and was its best set-up of five that were tried.
 """
 
 import os
@@ -17,7 +18,7 @@ error_log {dir}/error.log warn;
 events {{ worker_connections 8192; }}
 http {{
   access_log off;
-  sendfile on;
+  sendfile off;
   tcp_nodelay on;
   keepalive_timeout 600s;
   keepalive_requests 1000000000;
