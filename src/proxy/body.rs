@@ -67,6 +67,7 @@ pub(super) struct Release {
 
 impl Release {
     fn complete(self, connection: Connection, sent: bool) {
+        self.lease.completed();
         // Bytes after the end of a response belong to nobody, so that connection is not used again.
         if self.keep_alive && sent && connection.read.is_empty() {
             self.pool.put(self.lease.target.id, connection, self.keep_alive_secs);

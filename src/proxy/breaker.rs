@@ -94,12 +94,17 @@ impl Breaker {
         }
     }
 
-    /// A success ends a row of failures: a busy target that fails now and then is not failing.
+    /// The target answers.
     pub(super) fn succeeded(&self, permit: Permit) {
         if permit == Permit::Probe {
             self.lock().clear();
             self.state.store(CLOSED, Ordering::Release);
         }
+    }
+
+    /// A whole exchange went well, which ends a row of failures: a busy target that fails now and
+    /// then is not failing.
+    pub(super) fn completed(&self) {
         if self.failing.load(Ordering::Relaxed) {
             let mut failures = self.lock();
             failures.clear();

@@ -130,7 +130,8 @@ impl Client {
             let now = now_ms();
             // With nobody left to ask, this answer is the best there is.
             let Ok(next) = upstream.pick(now, &path_and_query, &tried) else { return outcome };
-            if !upstream.budget.spend(now) {
+            // A request that was never sent adds no load.
+            if !unsent && !upstream.budget.spend(now) {
                 return outcome;
             }
             next.target.retried();

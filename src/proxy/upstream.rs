@@ -246,23 +246,33 @@ pub(super) struct Lease {
     pub index: usize,
     /// `None` once the breaker has been told how it went.
     permit: Option<Permit>,
+    blamed: bool,
 }
 
 impl Lease {
     fn new(target: Arc<Target>, index: usize, permit: Permit) -> Self {
         target.in_flight.fetch_add(1, Ordering::Relaxed);
         target.requests.fetch_add(1, Ordering::Relaxed);
-        Self { target, index, permit: Some(permit) }
+        Self { target, index, permit: Some(permit), blamed: false }
     }
 
+    /// The target has begun to answer.
     pub(super) fn succeeded(&mut self) {
         if let Some(permit) = self.permit.take() {
             self.target.breaker.succeeded(permit);
         }
     }
 
+    /// The response has come to its end.
+    pub(super) fn completed(&self) {
+        if !self.blamed {
+            self.target.breaker.completed();
+        }
+    }
+
     /// The target failed, be it after its response had begun.
     pub(super) fn failed(&mut self) {
+        self.blamed = true;
         self.target.failures.fetch_add(1, Ordering::Relaxed);
         self.target.breaker.failed(self.permit.take().unwrap_or(Permit::Normal), now_ms());
     }

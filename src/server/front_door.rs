@@ -175,7 +175,7 @@ impl<IO> FrontDoor<IO> {
     /// Whether a peer may still be sending what nobody will read.
     fn has_unread_input(&self) -> bool {
         match self.watch.stage {
-            Stage::Length(_) | Stage::Chunks(_) | Stage::Refused(_) => true,
+            Stage::Length(_) | Stage::Chunks(_) | Stage::Refused(_) | Stage::Closing => true,
             Stage::Ended => self.watch.shared.fault().is_some(),
             Stage::Head(_) | Stage::Tunnel => !self.staged.is_empty(),
         }
@@ -202,7 +202,7 @@ impl<IO: AsyncRead + Unpin> AsyncRead for FrontDoor<IO> {
                 return Poll::Ready(Ok(()));
             }
             match &mut this.watch.stage {
-                Stage::Head(_) | Stage::Length(_) | Stage::Chunks(_) => {}
+                Stage::Head(_) | Stage::Length(_) | Stage::Chunks(_) | Stage::Closing => {}
                 Stage::Tunnel => return Pin::new(&mut this.io).poll_read(cx, buf),
                 Stage::Refused(code) => match code.take() {
                     Some(code) => {
@@ -256,6 +256,9 @@ impl<IO: AsyncRead + Unpin> AsyncRead for FrontDoor<IO> {
                     let in_body = this.phase() == Phase::Body;
                     this.watch.end(in_body.then_some(Code::MalformedRequest));
                     this.staged.clear();
+                    if in_body {
+                        continue;
+                    }
                 }
                 return Poll::Ready(Ok(()));
             }

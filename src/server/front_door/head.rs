@@ -35,6 +35,8 @@ pub(super) struct Complete {
     /// How many bytes the head has, its empty line included.
     pub(super) len: usize,
     pub(super) framing: Framing,
+    /// The client asked to close the connection after this request.
+    pub(super) closes: bool,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -66,6 +68,7 @@ pub(super) struct Head {
     content_length: Option<u64>,
     chunked: bool,
     websocket: bool,
+    closes: bool,
 }
 
 /// One header line.
@@ -110,9 +113,10 @@ impl Head {
                 return Ok(None);
             }
             if let [b'\r', b'\n', ..] = rest {
-                return self
-                    .finish(head, secure)
-                    .map(|framing| Some(Complete { len: self.line + 2, framing }));
+                return self.finish(head, secure).map(|framing| {
+                    let closes = self.closes;
+                    Some(Complete { len: self.line + 2, framing, closes })
+                });
             }
             match field(rest) {
                 Field::Whole { name, underscore, end } => {
@@ -238,6 +242,10 @@ impl Head {
             // The same test as actix's decoder, which asks for no `Connection: upgrade`.
             7 if name.eq_ignore_ascii_case(b"upgrade") => {
                 self.websocket |= trim_ows(value).eq_ignore_ascii_case(b"websocket");
+            }
+            10 if name.eq_ignore_ascii_case(b"connection") => {
+                let mut options = value.split(|&byte| byte == b',');
+                self.closes |= options.any(|it| trim_ows(it).eq_ignore_ascii_case(b"close"));
             }
             14 if name.eq_ignore_ascii_case(b"content-length") => {
                 let length = syntax::canonical_decimal(trim_ows(value)).ok_or(BAD)?;

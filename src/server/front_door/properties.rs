@@ -137,7 +137,7 @@ proptest! {
         prop_assert_eq!(heads, reading.heads);
         match reading.stage {
             // Only the empty line that may precede a request can be left over.
-            Stage::Head(_) | Stage::Refused(_) => {
+            Stage::Head(_) | Stage::Refused(_) | Stage::Closing => {
                 prop_assert!(!in_body);
                 prop_assert!(left == 0 || (left == 2 && reading.passed.ends_with(b"\r\n")));
             }

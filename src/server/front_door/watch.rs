@@ -18,6 +18,9 @@ pub(super) enum Stage {
     /// So many bytes of body are left.
     Length(u64),
     Chunks(Chunks),
+    /// The client asked to close after the last request (RFC 9112 section 9.6): what follows is
+    /// read and thrown away until it does.
+    Closing,
     /// The connection is no longer HTTP.
     Tunnel,
     /// Nothing is passed on any more; the code is there until the refusal has been announced.
@@ -32,12 +35,20 @@ pub(super) struct Watch {
     pub(super) shared: Rc<Shared>,
     /// Whether the one empty line that may precede a request line has been seen.
     blank: bool,
+    /// Whether the request in hand is the last.
+    last: bool,
     secure: bool,
 }
 
 impl Watch {
     pub(super) fn new(secure: bool) -> Self {
-        Self { stage: Stage::Head(Head::default()), shared: Rc::default(), blank: false, secure }
+        Self {
+            stage: Stage::Head(Head::default()),
+            shared: Rc::default(),
+            blank: false,
+            last: false,
+            secure,
+        }
     }
 
     /// Judges `bytes`, which begin where the last call stopped, and says how many may pass.
@@ -74,12 +85,13 @@ impl Watch {
                             self.blank = false;
                             self.shared.head_passed();
                             pace.head_complete();
-                            self.stage = match complete.framing {
-                                Framing::None => Stage::Head(Head::default()),
-                                Framing::Length(length) => Stage::Length(length),
-                                Framing::Chunked => Stage::Chunks(Chunks::default()),
-                                Framing::Upgrade => Stage::Tunnel,
-                            };
+                            self.last = complete.closes;
+                            match complete.framing {
+                                Framing::None => self.next_head(pace),
+                                Framing::Length(length) => self.stage = Stage::Length(length),
+                                Framing::Chunked => self.stage = Stage::Chunks(Chunks::default()),
+                                Framing::Upgrade => self.stage = Stage::Tunnel,
+                            }
                         }
                         Err(code) => {
                             self.refuse(code);
@@ -109,14 +121,14 @@ impl Watch {
                     }
                 },
                 Stage::Tunnel => return bytes.len(),
-                Stage::Refused(_) | Stage::Ended => return at,
+                Stage::Refused(_) | Stage::Ended | Stage::Closing => return at,
             }
         }
         at
     }
 
     fn next_head(&mut self, pace: &mut Pace) {
-        self.stage = Stage::Head(Head::default());
+        self.stage = if self.last { Stage::Closing } else { Stage::Head(Head::default()) };
         pace.body_complete();
     }
 
@@ -136,7 +148,8 @@ impl Watch {
         matches!(self.stage, Stage::Head(_)) && !self.shared.may_pass()
     }
 
+    /// Whether nothing more is passed on.
     pub(super) fn has_ended(&self) -> bool {
-        matches!(self.stage, Stage::Refused(_) | Stage::Ended)
+        matches!(self.stage, Stage::Refused(_) | Stage::Ended | Stage::Closing)
     }
 }
