@@ -12,7 +12,8 @@ use std::{
 use crate::{
     cache::cached,
     lab::{
-        Answer, Gate, Gateway, Origin, Request, Response, SOON, Seen, eventually, load, wait_for,
+        Answer, Gate, Gateway, Origin, Request, Response, SOON, Seen, eventually, hold, load,
+        wait_for,
     },
 };
 
@@ -154,9 +155,12 @@ async fn stale_if_error_on_a_route_covers_an_upstream_that_is_gone() {
     let gateway = Gateway::routing(routes).start().await;
     gateway.get("/a").await;
     drop(origin);
+    // Nobody else may answer at its address meanwhile.
+    let held = wait_for("the origin is gone", SOON, || async { hold(addr).ok() }).await;
     let hidden = once_stale(&gateway, "/a").await;
     assert_eq!((hidden.x_cache().as_str(), hidden.text().as_str()), ("STALE", "good"));
     assert_eq!(gateway.get("/never-seen").await.status, 502);
+    drop(held);
     let _back = Origin::start_at(addr, |_| Answer::ok("better")).await;
     eventually("it heals", SOON, || async { gateway.get("/a").await.text() == "better" }).await;
 }

@@ -14,10 +14,14 @@ pub(crate) mod servers;
 
 use std::{
     future::Future,
+    io,
     net::{Ipv4Addr, SocketAddr, TcpListener},
     process::Command,
-    time::{Duration, Instant},
+    sync::{Mutex, PoisonError},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
+
+use socket2::Socket;
 
 pub(crate) use client::{Connection, Request, Response, load};
 pub(crate) use gateway::Gateway;
@@ -66,16 +70,33 @@ pub(crate) async fn within<T>(limit: Duration, what: &str, work: impl Future<Out
     }
 }
 
-/// A loopback port nobody listens on, for programs that cannot pick one themselves. Another process
-/// may take it first, so those who use it retry.
+/// A loopback port nobody listens on, for programs that cannot pick one themselves. It is below those
+/// that the system hands out, so the tests' own sockets never take it; others may, so users retry.
 pub(crate) fn free_port() -> u16 {
-    let socket = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("loopback has a free port");
-    socket.local_addr().expect("a bound socket has an address").port()
+    let time = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos();
+    let mut random = random::Random::seeded(time as u64 ^ u64::from(std::process::id()) << 32);
+    let ports = std::iter::repeat_with(|| 10_000 + random.below(20_000) as u16);
+    let mut free = ports.filter(|port| TcpListener::bind((Ipv4Addr::LOCALHOST, *port)).is_ok());
+    free.next().expect("some port is free")
 }
 
-/// An address at which connections are refused.
+/// An address at which connections are refused for as long as the test runs.
 pub(crate) fn refusing() -> SocketAddr {
-    SocketAddr::from((Ipv4Addr::LOCALHOST, free_port()))
+    static HELD: Mutex<Vec<Socket>> = Mutex::new(Vec::new());
+    let any = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+    let socket = hold(any).expect("loopback has a free port");
+    let addr = socket.local_addr().expect("a bound socket has an address");
+    HELD.lock().unwrap_or_else(PoisonError::into_inner).push(socket);
+    addr.as_socket().expect("it is an internet address")
+}
+
+/// Binds an address without listening: connections are refused, and nobody else gets it.
+pub(crate) fn hold(addr: SocketAddr) -> io::Result<Socket> {
+    let socket = Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None)?;
+    // An origin that was here before leaves connections behind that are not quite over.
+    socket.set_reuse_address(true)?;
+    socket.bind(&addr.into())?;
+    Ok(socket)
 }
 
 /// What can be sent to a process the lab started.
