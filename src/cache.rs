@@ -6,8 +6,8 @@
 //! | [`key`] | which stored response a request asks for |
 //! | [`entry`], [`l1`] | one stored response; the bounded map of them |
 //! | [`purge`] | what was invalidated, and since when |
-//! | [`flight`], [`fill`] | one fetch for many requests; a response on its way into the store |
-//! | [`serve`], [`fetch`], [`respond`] | the way of a request through all that |
+//! | `flight`, `fill` | one fetch for many requests; a response on its way into the store |
+//! | [`serve`], `fetch`, `respond` | the way of a request through all that |
 //! | [`origin`] | where a response comes from: the trait that whoever uses the cache implements |
 //! | [`middleware`] | the cache around actix-web handlers |
 //!

@@ -1,7 +1,7 @@
 //! The public side: accepts connections, and takes each request its way.
 //!
-//! [`pipeline`] is that way, in order. What stands before it is [`front_door`], what it needs from a
-//! routes file is a [`snapshot`], and [`origin`] joins the cache to the proxy.
+//! `pipeline` is that way, in order. What stands before it is [`front_door`], what it needs from a
+//! routes file is a [`snapshot`], and `origin` joins the cache to the proxy.
 
 pub mod front_door;
 mod health;

@@ -7,7 +7,7 @@
 
 use std::{
     collections::HashSet,
-    hash::{BuildHasher, Hash, Hasher},
+    hash::BuildHasher,
     sync::{
         Arc, LazyLock, Mutex, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -212,16 +212,12 @@ pub fn hash_text(text: &str) -> u64 {
     if text.is_empty() {
         return 0;
     }
-    let mut hasher = FixedState::default().build_hasher();
-    hasher.write(text.as_bytes());
-    hasher.finish()
+    FixedState::default().hash_one(text)
 }
 
 /// The hash of a URL, whatever its scheme.
 pub fn hash_url(host: &str, path: &str, query: Option<&str>) -> u64 {
-    let mut hasher = FixedState::default().build_hasher();
-    (host, path, query).hash(&mut hasher);
-    hasher.finish()
+    FixedState::default().hash_one((host, path, query))
 }
 
 /// Lists of header names in use, each once.

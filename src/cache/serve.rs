@@ -194,16 +194,16 @@ impl Cache {
                         return Ok(answer);
                     }
                 }
-                Some(Landing::Validated(entry)) => {
-                    if self.ledger.check(&entry) == Verdict::Live {
-                        route.stats.coalesced.add(1);
-                        let handling = Handling {
-                            collapsed: true,
-                            ..Handling::forwarded(CacheOutcome::Revalidated, "stale")
-                        };
-                        return Ok(self.serve(route, request, &entry, now, handling));
-                    }
+                Some(Landing::Validated(entry)) if self.ledger.check(&entry) == Verdict::Live => {
+                    route.stats.coalesced.add(1);
+                    let handling = Handling {
+                        collapsed: true,
+                        ..Handling::forwarded(CacheOutcome::Revalidated, "stale")
+                    };
+                    return Ok(self.serve(route, request, &entry, now, handling));
                 }
+                // Purged since: look again.
+                Some(Landing::Validated(_)) => {}
                 Some(Landing::Unshared) => {
                     route.stats.unshared.add(1);
                     return fetch(None).run(request, origin, Ask::Verbatim).await;

@@ -30,14 +30,14 @@ pub fn for_upstream(head: &RequestHead, peer: &Peer, rules: &HeaderRules) -> Hea
     let mut headers = HeaderMap::with_capacity(incoming.len_keys() + 6);
     for (name, value) in incoming {
         let text = name.as_str();
-        let crosses = !is_hop_by_hop(text)
-            && !matches!(text, "host" | "content-length" | "expect" | "http2-settings")
+        let stays = is_hop_by_hop(text)
+            || matches!(text, "host" | "content-length" | "expect" | "http2-settings")
             // CGI-like upstreams read `a_b` and `a-b` as one name.
-            && !text.contains('_')
-            && (peer.trusted || !is_forwarding(text))
+            || text.contains('_')
+            || (!peer.trusted && is_forwarding(text))
             // A cache in between keeps the answer to what the request line says.
-            && !(head.method.is_safe() && is_method_override(text));
-        if crosses && (nominated.is_empty() || !is_nominated(&nominated, text)) {
+            || (head.method.is_safe() && is_method_override(text));
+        if !stays && (nominated.is_empty() || !is_nominated(&nominated, text)) {
             headers.append(name.clone(), value.clone());
         }
     }

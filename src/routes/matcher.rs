@@ -71,11 +71,50 @@ struct Node {
     rest: Rules,
 }
 
-/// Routes of one path; indexes into the table, routes with more headers first, then by order.
+/// Routes of one path; routes with more headers first, then by order.
 #[derive(Debug, Default)]
 struct Rules {
-    by_host: Map<u32, Vec<u32>>,
-    any_host: Vec<u32>,
+    by_host: Map<u32, Candidates>,
+    any_host: Candidates,
+}
+
+/// The first is kept here and not behind a pointer: most paths have one route, and among thousands
+/// of them each pointer followed is a cache miss.
+#[derive(Debug, Default)]
+struct Candidates {
+    first: Option<Candidate>,
+    others: Vec<Candidate>,
+}
+
+/// A route, and whether it takes every request with a `GET` that comes here.
+#[derive(Debug, Clone, Copy)]
+struct Candidate {
+    index: u32,
+    any_get: bool,
+}
+
+impl Candidates {
+    fn insert(&mut self, index: usize, routes: &[Arc<Route>]) {
+        let route = &routes[index];
+        let methods = route.methods.as_deref();
+        let any_get = route.headers.is_empty()
+            && methods.is_none_or(|methods| methods.contains(&Method::GET));
+        let new = Candidate { index: index as u32, any_get };
+        // After all that have as many headers or more: the file's order decides among equals.
+        let more = |it: &Candidate| routes[it.index as usize].headers.len() >= route.headers.len();
+        match self.first {
+            None => self.first = Some(new),
+            Some(first) if !more(&first) => {
+                self.others.insert(0, first);
+                self.first = Some(new);
+            }
+            Some(_) => self.others.insert(self.others.partition_point(more), new),
+        }
+    }
+
+    fn iter(&self) -> impl Iterator<Item = &Candidate> {
+        self.first.iter().chain(&self.others)
+    }
 }
 
 impl Matcher {
@@ -103,9 +142,7 @@ impl Matcher {
                 }
                 None => &mut rules.any_host,
             };
-            // After all that have as many headers or more: the file's order decides among equals.
-            let more = |other: &u32| routes[*other as usize].headers.len() >= route.headers.len();
-            list.insert(list.partition_point(more), index as u32);
+            list.insert(index, routes);
         }
         matcher
     }
@@ -216,30 +253,38 @@ impl Search<'_, '_> {
     /// The first of the routes of one path that takes the request.
     fn choose(&mut self, rules: &Rules) -> Option<usize> {
         let named = self.host.and_then(|host| rules.by_host.get(&host));
-        let candidates = || named.into_iter().flatten().chain(&rules.any_host);
+        let candidates =
+            || named.into_iter().flat_map(Candidates::iter).chain(rules.any_host.iter());
+        if self.method == Method::GET
+            && let Some(first) = candidates().next()
+            && first.any_get
+        {
+            return Some(first.index as usize);
+        }
         // A GET route answers HEAD as well, unless a route of the same path names HEAD.
         if self.method == Method::HEAD {
             let names_head =
                 |route: &Route| route.methods.iter().flatten().any(|method| method == Method::HEAD);
-            let found = candidates().find(|index| {
-                let route = &self.routes[**index as usize];
+            let found = candidates().find(|candidate| {
+                let route = &self.routes[candidate.index as usize];
                 names_head(route) && self.has_headers(route)
             });
-            if let Some(index) = found {
-                return Some(*index as usize);
+            if let Some(candidate) = found {
+                return Some(candidate.index as usize);
             }
         }
-        for index in candidates() {
-            let route = &self.routes[*index as usize];
+        for candidate in candidates() {
+            let index = candidate.index as usize;
+            let route = &self.routes[index];
             if !self.has_headers(route) {
                 continue;
             }
-            let Some(methods) = &route.methods else { return Some(*index as usize) };
+            let Some(methods) = &route.methods else { return Some(index) };
             let takes = |method: &Method| {
                 method == self.method || (self.method == Method::HEAD && method == Method::GET)
             };
             if methods.iter().any(takes) {
-                return Some(*index as usize);
+                return Some(index);
             }
             self.wrong_method = true;
             if let Some(allowed) = &mut self.allowed {

@@ -3,7 +3,7 @@
 //! The order is this file, read from top to bottom: refusals of the front door, identifiers, health,
 //! route match, body limit, cache, and on a miss the origin. A hit is answered by
 //! [`Gateway::call`] itself from a ready future; everything that has to wait goes through
-//! [`Gateway::answer`].
+//! [`answer`].
 
 use std::{
     borrow::Cow,
