@@ -7,7 +7,7 @@
 //! | [`entry`], [`l1`] | one stored response; the bounded map of them |
 //! | [`purge`] | what was invalidated, and since when |
 //! | `flight`, `fill` | one fetch for many requests; a response on its way into the store |
-//! | [`serve`], `fetch`, `respond` | the way of a request through all that |
+//! | [`serve`], `fetch`, `pump`, `forward`, `respond` | the way of a request through all that |
 //! | [`origin`] | where a response comes from: the trait that whoever uses the cache implements |
 //! | [`middleware`] | the cache around actix-web handlers |
 //!
@@ -21,11 +21,13 @@ pub mod entry;
 mod fetch;
 mod fill;
 mod flight;
+mod forward;
 pub mod key;
 pub mod l1;
 pub mod middleware;
 pub mod origin;
 pub mod policy;
+mod pump;
 pub mod purge;
 mod respond;
 pub mod serve;

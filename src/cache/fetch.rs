@@ -1,11 +1,11 @@
 //! One request to the origin, and what becomes of its response: stored, validated or passed on.
 
-use std::{rc::Rc, sync::Arc, time::Duration};
+use std::{rc::Rc, sync::Arc};
 
 use actix_http::{
     Method, Response, StatusCode,
     body::BoxBody,
-    header::{HeaderMap, HeaderName, HeaderValue},
+    header::{HeaderMap, HeaderName},
 };
 use tokio::sync::mpsc;
 
@@ -14,21 +14,19 @@ use super::{
     clock::Timestamp,
     compress,
     entry::{self, Entry},
-    fill::{End, Fill, Reader, Share, Writer},
+    fill::{Fill, Reader, Writer},
     flight::{Landing, Leader},
     key::Key,
     l1::{Slot, Unshared, Variants},
     origin::{self, Ask, Body, Failure, Origin},
     passthrough,
     policy::{self, Decision, Lifetime, Precondition, RequestControl, Rules, Vary},
+    pump::{Pump, UNSHARED_FOR, tags_of},
     purge::Filling,
     respond::{self, Handling},
     serve::{Answer, Request},
 };
 use crate::telemetry::metrics::CacheOutcome;
-
-/// How long a key is remembered as one whose responses are not shared.
-const UNSHARED_FOR: Duration = Duration::from_secs(10);
 
 /// A fetch that is about to happen.
 pub(super) struct Fetch {
@@ -245,8 +243,8 @@ impl Fetch {
             tenant: request.tenant.to_owned(),
             share,
             rest: rest_sender,
-            _filling: filling,
-            _leader: self.leader.take(),
+            filling,
+            leader: self.leader.take(),
         };
         let body = match response.body {
             // Nothing to wait for: stored at once, and no task.
@@ -342,119 +340,5 @@ impl Fetch {
         }
         let mark = Unshared::new(self.key.clone(), now.after(UNSHARED_FOR));
         self.cache.l1.insert(self.key.borrow(), Slot::Unshared(Arc::new(mark)));
-    }
-}
-
-/// Tags the origin names itself: `Cache-Tag`, separated by commas, and `Surrogate-Key`, by spaces.
-fn tags_of(headers: &HeaderMap) -> Vec<String> {
-    let listed = |name: &'static str, separator: fn(char) -> bool| {
-        headers
-            .get_all(name)
-            .filter_map(|line: &HeaderValue| line.to_str().ok())
-            .flat_map(move |line| line.split(separator))
-            .map(str::trim)
-            .filter(|tag| !tag.is_empty())
-            .map(str::to_owned)
-            .collect::<Vec<_>>()
-    };
-    let mut tags = listed("cache-tag", |c| c == ',');
-    tags.extend(listed("surrogate-key", |c| c == ' '));
-    tags
-}
-
-/// Moves a body from the origin into a fill, and the finished fill into the store.
-struct Pump {
-    writer: Writer,
-    cache: Arc<Cache>,
-    route: Arc<RouteCache>,
-    tags: Vec<String>,
-    tenant: String,
-    share: Share,
-    rest: mpsc::Sender<Result<bytes::Bytes, Failure>>,
-    _filling: Filling,
-    _leader: Option<Leader>,
-}
-
-impl Pump {
-    async fn run(mut self, mut body: Body) {
-        let fill = Arc::clone(&self.writer.0);
-        let max = self.cache.settings.max_object_bytes;
-        let mut size = 0u64;
-        while let Some(item) = body.next().await {
-            let chunk = match item {
-                Ok(chunk) => chunk,
-                Err(failure) => return self.cut(failure),
-            };
-            size += chunk.len() as u64;
-            if fill.length == Some(size) {
-                // Stored before it is handed over: whoever has the whole response finds a HIT next.
-                let entry = self.store(&[fill.chunks(), vec![chunk.clone()]].concat(), size);
-                fill.push(chunk);
-                fill.end(End::Stored(entry));
-                // Read to its end, the origin's connection can be used again.
-                let _ = body.next().await;
-                return;
-            }
-            let fits = fill.length.is_some() || self.share.take(chunk.len() as u64);
-            fill.push(chunk);
-            if size > max || !fits {
-                return self.abandon(body).await;
-            }
-        }
-        if fill.length.is_some_and(|length| length != size) {
-            return self.cut(Failure(crate::problem::Code::UpstreamInvalid));
-        }
-        let entry = self.store(&fill.chunks(), size);
-        fill.end(End::Stored(entry));
-    }
-
-    fn run_at_once(self, body: bytes::Bytes) {
-        let fill = Arc::clone(&self.writer.0);
-        let size = body.len() as u64;
-        let entry = self.store(std::slice::from_ref(&body), size);
-        fill.push(body);
-        fill.end(End::Stored(entry));
-    }
-
-    fn store(&self, body: &[bytes::Bytes], size: u64) -> Arc<Entry> {
-        let fill = &self.writer.0;
-        let parts = entry::Parts {
-            key: fill.key.borrow(),
-            lifetime: fill.lifetime,
-            filled_at: fill.filled_at,
-            status: fill.status,
-            headers: &fill.headers,
-            route: &self.route.name,
-            tenant: &self.tenant,
-            tags: &self.tags,
-            compressible: fill.compressible,
-        };
-        let entry = Arc::new(Entry::pack(&parts, body));
-        self.cache.l1.insert(fill.key.borrow(), Slot::Entry(Arc::clone(&entry)));
-        self.route.stats.stored.add(1);
-        self.route.stats.stored_bytes.add(size);
-        entry
-    }
-
-    fn cut(self, failure: Failure) {
-        self.route.stats.cut.add(1);
-        self.route.stats.errors.add(1);
-        self.writer.0.end(End::Cut(failure));
-    }
-
-    /// Stops storing and goes on for the leader alone.
-    async fn abandon(self, mut body: Body) {
-        let fill = &self.writer.0;
-        self.route.stats.too_large.add(1);
-        let mark = Unshared::new(fill.key.clone(), Timestamp::now().after(UNSHARED_FOR));
-        self.cache.l1.insert(fill.key.borrow(), Slot::Unshared(Arc::new(mark)));
-        fill.end(End::Abandoned);
-        drop((self._leader, self._filling));
-        while let Some(item) = body.next().await {
-            // An error means that the client has gone: so does the origin's connection.
-            if self.rest.send(item).await.is_err() {
-                return;
-            }
-        }
     }
 }

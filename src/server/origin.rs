@@ -134,11 +134,11 @@ impl Origin for ProxyOrigin {
             part.target.set(Some(inbound.target));
             let mut headers = inbound.headers;
             proxy::headers::for_client(&mut headers, &snapshot.table.routes[index].response);
-            let body = match inbound.body.try_into_full() {
-                Ok(bytes) => Body::Whole(bytes),
-                Err(body) => match MessageBody::size(&body) {
-                    BodySize::Sized(length) if head_only => Body::Unsent(length),
-                    size => Body::Stream {
+            let body = match MessageBody::size(&inbound.body) {
+                BodySize::Sized(length) if head_only => Body::Unsent(length),
+                size => match inbound.body.try_into_full() {
+                    Ok(bytes) => Body::Whole(bytes),
+                    Err(body) => Body::Stream {
                         length: match size {
                             BodySize::None => Some(0),
                             BodySize::Sized(length) => Some(length),
