@@ -10,7 +10,7 @@ use std::{
     borrow::Cow,
     cell::RefCell,
     hash::{BuildHasher, Hash, Hasher},
-    sync::LazyLock,
+    sync::{Arc, LazyLock},
 };
 
 use actix_http::header::{HeaderMap, HeaderName};
@@ -43,7 +43,8 @@ pub struct Parts<'a> {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Key {
     hash: u64,
-    bytes: Box<[u8]>,
+    /// Shared: a key is held by the request, its flight, its fill and its slot.
+    bytes: Arc<[u8]>,
 }
 
 impl Hash for Key {
