@@ -13,6 +13,7 @@ mod hex;
 pub mod metrics;
 mod random;
 pub mod request_id;
+pub mod throttle;
 pub mod trace;
 
 use std::{

@@ -22,10 +22,14 @@ use futures_util::{FutureExt as _, Stream, StreamExt as _, future::LocalBoxFutur
 
 use super::{front_door, observe::UpstreamPart, snapshot::Snapshot};
 use crate::{
-    cache::origin::{self as cached, Ask, Body, Failure, Origin},
+    cache::{
+        clock::Timestamp,
+        origin::{self as cached, Ask, Body, Failure, Origin},
+    },
     problem::{Code, Problem as _},
     proxy::{self, Client, Outbound, OutboundBody, Upgraded, UpstreamError, UpstreamState},
     routes::{Params, Route, Template},
+    telemetry::throttle::Throttle,
 };
 
 /// What a request to an upstream is made of.
@@ -180,8 +184,13 @@ impl Origin for ProxyOrigin {
     }
 }
 
+/// An upstream that is down fails every request; a few lines a second tell as much as all of them.
+static LOGGED: Throttle = Throttle::new(10);
+
 fn failure(error: UpstreamError) -> Failure {
-    tracing::warn!(error = &error as &dyn std::error::Error, "upstream: {error}");
+    if let Some(left_out) = LOGGED.admit(Timestamp::now().seconds()) {
+        tracing::warn!(error = &error as &dyn std::error::Error, left_out, "upstream: {error}");
+    }
     Failure(error.code())
 }
 
