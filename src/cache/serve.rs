@@ -4,7 +4,7 @@
 //! hit is answered by [`Cache::hit`] without waiting for anything. Everything else is
 //! [`Cache::resolve`].
 
-use std::{rc::Rc, sync::Arc};
+use std::{rc::Rc, sync::Arc, time::Duration};
 
 use actix_http::{
     Method,
@@ -52,6 +52,10 @@ struct Found {
     /// The last response was not to be shared: do not wait for the next one.
     unshared: bool,
 }
+
+/// How long a request waits for the end of a body that it cannot read along: one that trickles for
+/// hours must not hold others back.
+const FILL_PATIENCE: Duration = Duration::from_secs(2);
 
 /// A request that waited this often for responses it could not use fetches for itself.
 const MAX_WAITS: usize = 3;
@@ -318,7 +322,8 @@ impl Cache {
             route.stats.coalesced.add(1);
             return Some(reading_along(fill, handling));
         }
-        let End::Stored(entry) = fill.ended().await else { return None };
+        let ended = tokio::time::timeout(FILL_PATIENCE, fill.ended()).await;
+        let Ok(End::Stored(entry)) = ended else { return None };
         if self.ledger.check(&entry) == Verdict::Dead {
             return None;
         }

@@ -19,7 +19,7 @@ use std::{
 use actix_http::{
     ConnectionType, Method, Request, RequestHead, Response, StatusCode,
     body::BoxBody,
-    header::{ALLOW, CONTENT_LENGTH, HOST, HeaderValue},
+    header::{ALLOW, CONTENT_LENGTH, HOST, HeaderName, HeaderValue},
 };
 use actix_service::Service;
 use bytes::Bytes;
@@ -43,6 +43,10 @@ use crate::{
     routes::{Action, Found, Params, Route, path},
     telemetry::metrics::CacheOutcome,
 };
+
+/// Tells origins that `Surrogate-Control` addressed to us is obeyed.
+static SURROGATE_CAPABILITY: HeaderName = HeaderName::from_static("surrogate-capability");
+const CAPABILITY: &str = "portway=\"Surrogate/1.0\"";
 
 /// What is known about a connection; put there when it is accepted.
 #[derive(Debug, Clone)]
@@ -238,6 +242,9 @@ async fn answer(
     exchange.client = peer.ip;
     let mut headers = proxy::headers::for_upstream(head, &peer, &route.request);
     exchange.identify(&mut headers);
+    if head.method.is_safe() {
+        headers.append(SURROGATE_CAPABILITY.clone(), HeaderValue::from_static(CAPABILITY));
+    }
 
     let guard = BodyGuard::default();
     let origin = ProxyOrigin::new(super::origin::Parts {
