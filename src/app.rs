@@ -1,6 +1,11 @@
 //! The composition root: builds every part, joins them, runs them and stops them in order.
 
-use std::{future::Future, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    future::Future,
+    net::{SocketAddr, TcpListener},
+    sync::Arc,
+    time::Duration,
+};
 
 use actix_server::Server;
 use anyhow::Context as _;
@@ -9,6 +14,7 @@ use tokio::{
     signal::unix::{SignalKind, signal},
     time::timeout,
 };
+use tokio_rustls::TlsAcceptor;
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
 use crate::{
@@ -24,10 +30,16 @@ use crate::{
 /// How often the cache frees what nobody can use any more.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(60);
 
+/// How long idle connections stay open after the listener has closed.
+const LINGER: Duration = Duration::from_secs(1);
+
 /// A gateway that listens and is ready to run.
 pub struct App {
     shared: Arc<Shared>,
     public: Server,
+    /// A second handle to the public listener, to empty its queue at the end.
+    last_listener: TcpListener,
+    tls: Option<TlsAcceptor>,
     admin: Server,
     public_address: SocketAddr,
     admin_address: SocketAddr,
@@ -77,10 +89,11 @@ impl App {
                 Some(acceptor)
             }
         };
+        let last_listener = public_listener.try_clone()?;
         let public = listen::serve(
             &shared,
             public_listener,
-            acceptor,
+            acceptor.clone(),
             config.server.workers,
             config.server.shutdown_grace,
         )?;
@@ -108,6 +121,8 @@ impl App {
         Ok(Self {
             shared,
             public,
+            last_listener,
+            tls: acceptor,
             admin,
             public_address,
             admin_address,
@@ -152,11 +167,24 @@ impl App {
             () = stop => {}
             ended = &mut serving => anyhow::bail!("the listener ended by itself: {ended:?}"),
         }
-        tracing::info!("draining");
+        // From here on every response announces `Connection: close`.
         self.shared.readiness.set_draining();
+        tracing::info!("draining");
         tokio::time::sleep(self.delay).await;
-        self.shared.draining.cancel();
-        let drained = timeout(self.grace, public.stop(true)).await;
+        let draining = self.shared.draining.clone();
+        let drained = timeout(self.grace, async {
+            tokio::join!(
+                public.stop(true),
+                listen::serve_last(&self.shared, self.last_listener, self.tls),
+                async {
+                    // Clients in the middle of something send their next request on the connection
+                    // they have, and learn from its response that it was the last.
+                    tokio::time::sleep(LINGER.min(self.grace / 2)).await;
+                    draining.cancel();
+                },
+            )
+        })
+        .await;
         if drained.is_err() {
             tracing::warn!("requests outlived the grace period of {:?}", self.grace);
             public.stop(false).await;

@@ -36,6 +36,34 @@ pub struct Config {
     pub log: LogConfig,
 }
 
+/// Settings of the product that nothing reads yet. Whoever sets one counts on it, so it is a mistake
+/// and not ignored.
+const UNREAD: &[&str] = &[
+    "PORTWAY_ENV",
+    "PORTWAY_ROLE",
+    "JOB_CONCURRENCY",
+    "REDIS_URL",
+    "REDIS_HOST",
+    "REDIS_PORT",
+    "REDIS_PASSWORD",
+    "REDIS_DB",
+    "REDIS_CLUSTER_NODES",
+    "REDIS_QUEUE_URL",
+    "CACHE_L1_TTL",
+    "CACHE_NAMESPACE",
+    "DATABASE_URL",
+    "DATABASE_READ_REPLICA_URL",
+    "DATABASE_READ_REPLICA_ENABLED",
+    "DATABASE_REPLICA_MAX_LAG",
+    "DATABASE_POOL_SIZE",
+    "DATABASE_HEALTH_INTERVAL",
+    "DATABASE_QUERY_TIMEOUT",
+    "DATABASE_MIGRATE",
+    "ENCRYPTION_KEYS",
+    "SESSION_TTL",
+    "OTEL_EXPORTER_OTLP_ENDPOINT",
+];
+
 impl Config {
     /// Reads the environment of this process.
     pub fn from_env() -> Result<Self, Errors> {
@@ -53,6 +81,7 @@ impl Config {
             log: LogConfig::read(&mut vars),
             server,
         };
+        vars.refuse_unread(UNREAD);
         vars.finish(config)
     }
 }
@@ -127,12 +156,22 @@ mod tests {
     }
 
     #[test]
+    fn a_setting_that_nothing_reads_is_a_mistake() {
+        let source = BTreeMap::from([("REDIS_URL".to_owned(), "redis://x".to_owned())]);
+        let errors = Config::from_source(&source).unwrap_err().to_string();
+        assert!(errors.starts_with("REDIS_URL is set"), "{errors}");
+        assert!(!errors.contains("redis://"), "{errors}");
+    }
+
+    #[test]
     fn the_example_file_names_exactly_the_variables_that_are_read() {
         #[derive(Default)]
         struct Recorder(RefCell<BTreeSet<String>>);
         impl Source for Recorder {
             fn get(&self, name: &str) -> Option<OsString> {
-                self.0.borrow_mut().insert(name.to_owned());
+                if !UNREAD.contains(&name) {
+                    self.0.borrow_mut().insert(name.to_owned());
+                }
                 None
             }
         }

@@ -1,6 +1,6 @@
 //! The `portway` command: reads the settings, runs what was asked, and waits for signals.
 
-use std::process::ExitCode;
+use std::{io::Write as _, process::ExitCode};
 
 use clap::{Parser, Subcommand};
 use portway::{
@@ -45,14 +45,23 @@ fn main() -> ExitCode {
         Command::Serve => configured(serve),
         Command::Demo => demo(),
         Command::Check => configured(|_, table| {
-            println!("ok: {} routes, {} upstreams", table.routes.len(), table.upstreams.len());
+            print(&format!(
+                "ok: {} routes, {} upstreams",
+                table.routes.len(),
+                table.upstreams.len()
+            ));
             ExitCode::SUCCESS
         }),
         Command::Schema => {
-            println!("{:#}", routes::json_schema());
+            print(&format!("{:#}", routes::json_schema()));
             ExitCode::SUCCESS
         }
     }
+}
+
+/// Prints a text; whoever reads it may have seen enough and gone.
+fn print(text: &str) {
+    let _ = writeln!(std::io::stdout(), "{text}");
 }
 
 /// Reads everything, reports every mistake, and goes on only if there is none.
@@ -122,7 +131,7 @@ fn demo() -> ExitCode {
     };
     run(async {
         let demo = Demo::start().await?;
-        println!("{}", demo.guide());
+        print(&demo.guide());
         demo.run_until(stop()).await
     })
 }

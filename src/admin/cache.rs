@@ -1,5 +1,7 @@
 //! Purges and statistics of the response cache.
 
+use std::borrow::Cow;
+
 use actix_web::{
     HttpResponse,
     web::{Data, Json},
@@ -9,7 +11,10 @@ use serde_json::json;
 use url::Url;
 
 use super::{Context, bad_request};
-use crate::cache::purge::{Mode, Selector};
+use crate::{
+    cache::purge::{Mode, Selector},
+    routes::path,
+};
 
 /// The body of a purge: exactly one selector, and how far to go.
 #[derive(Debug, Default, Deserialize)]
@@ -40,6 +45,11 @@ pub(super) async fn purge(body: Json<Purge>, context: Data<Context>) -> HttpResp
         Ok(selector) => selector,
         Err(reason) => return bad_request(&reason),
     };
+    if let Selector::Route(name) = &selector
+        && !context.gateway.routes().iter().any(|route| route.name == *name)
+    {
+        return bad_request(&format!("there is no route named `{name}`"));
+    }
     let number = context.cache.purge(std::slice::from_ref(&selector), mode);
     tracing::info!(purge.number = number, "purged {selector:?}");
     HttpResponse::Ok().json(json!({
@@ -57,12 +67,17 @@ impl Purge {
             let url = absolute(&key)?;
             selectors.push(Selector::Url {
                 host: host(&url),
-                path: url.path().to_owned(),
+                path: normal(url.path())?,
                 query: url.query().map(str::to_owned),
             });
         }
         if let Some(prefix) = self.prefix {
             let (host, path) = scoped(&prefix)?;
+            // What follows a `?` is query, which is kept as it came.
+            let path = match path.split_once('?') {
+                Some((path, query)) => format!("{}?{query}", normal(path)?),
+                None => normal(&path)?,
+            };
             selectors.push(Selector::Prefix { host, path });
         }
         if let Some(pattern) = self.pattern {
@@ -76,6 +91,10 @@ impl Purge {
             None => {}
             Some(true) => selectors.push(Selector::All),
             Some(false) => return Err("`all` can only be true".to_owned()),
+        }
+        let empty = |it: &Selector| matches!(it, Selector::Route(text) | Selector::Tag(text) | Selector::Tenant(text) if text.is_empty());
+        if selectors.iter().any(empty) {
+            return Err("the name is empty".to_owned());
         }
         let count = selectors.len();
         match selectors.pop() {
@@ -91,6 +110,11 @@ fn absolute(text: &str) -> Result<Url, String> {
     let expected = || format!("`{text}` is not a URL: expected http://host/path?query");
     let url = Url::parse(text).map_err(|_| expected())?;
     if url.host_str().is_none() { Err(expected()) } else { Ok(url) }
+}
+
+/// A path as keys hold it.
+fn normal(path: &str) -> Result<String, String> {
+    path::normalize(path).map(Cow::into_owned).map_err(|error| format!("`{path}`: {error}"))
 }
 
 /// A host as keys hold it: without the scheme's own port.
@@ -109,7 +133,11 @@ fn scoped(text: &str) -> Result<(Option<String>, String), String> {
     }
     let rest = text.strip_prefix("http://").or_else(|| text.strip_prefix("https://"));
     match rest.and_then(|rest| rest.split_once('/')) {
-        Some((host, path)) => Ok((Some(host.to_ascii_lowercase()), format!("/{path}"))),
+        Some((host, path)) => {
+            let default_port = if text.starts_with("https") { ":443" } else { ":80" };
+            let host = host.strip_suffix(default_port).unwrap_or(host);
+            Ok((Some(host.to_ascii_lowercase()), format!("/{path}")))
+        }
         None => Err(format!("`{text}`: expected /path or http://host/path")),
     }
 }

@@ -1,12 +1,12 @@
 //! Who may use the admin side: whoever brings the token, where one is set.
 
-use std::{fmt, sync::Arc};
+use std::{fmt, net::IpAddr, sync::Arc};
 
 use actix_web::{
     Error,
     body::BoxBody,
     dev::{ServiceRequest, ServiceResponse},
-    http::header::{AUTHORIZATION, HeaderValue, WWW_AUTHENTICATE},
+    http::header::{AUTHORIZATION, HOST, HeaderValue, ORIGIN, WWW_AUTHENTICATE},
     middleware::Next,
     web::Data,
 };
@@ -35,7 +35,23 @@ impl fmt::Debug for Token {
     }
 }
 
-/// Lets a request pass that brings the token, or any where none is set.
+/// Whether a request without a token comes from this machine on purpose: a page in the operator's
+/// browser could reach the listener through a name that resolves to loopback.
+fn is_local(request: &ServiceRequest) -> bool {
+    let is_loopback = |authority: &str| {
+        let host = authority.rsplit_once(':').map_or(authority, |(host, port)| {
+            if port.bytes().all(|byte| byte.is_ascii_digit()) { host } else { authority }
+        });
+        let ip = host.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>();
+        host.eq_ignore_ascii_case("localhost") || ip.is_ok_and(|ip| ip.is_loopback())
+    };
+    let text = |name| request.headers().get(name).map(|value| value.to_str().unwrap_or_default());
+    text(HOST).is_some_and(is_loopback)
+        && text(ORIGIN)
+            .is_none_or(|origin| origin.split_once("://").is_some_and(|(_, it)| is_loopback(it)))
+}
+
+/// Lets a request pass that brings the token, or, where none is set, one from this machine.
 pub async fn check(
     context: Data<Context>,
     request: ServiceRequest,
@@ -44,9 +60,11 @@ pub async fn check(
     let offered = request
         .headers()
         .get(AUTHORIZATION)
-        .and_then(|value| value.as_bytes().strip_prefix(b"Bearer "));
+        .and_then(|value| value.as_bytes().split_at_checked(7))
+        .filter(|(scheme, _)| scheme.eq_ignore_ascii_case(b"bearer "))
+        .map(|(_, token)| token);
     let allowed = match &context.token {
-        None => true,
+        None => is_local(&request),
         Some(token) => offered.is_some_and(|offered| token.is(offered)),
     };
     if allowed {

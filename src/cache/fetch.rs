@@ -160,7 +160,7 @@ impl Fetch {
         }
         let handling = Handling {
             origin_status: Some(304),
-            ..Handling::forwarded(CacheOutcome::Revalidated, "stale")
+            ..Handling::forwarded(CacheOutcome::Revalidated, self.reason(now))
         };
         self.cache.serve(&self.route, request, &entry, now, handling)
     }
@@ -176,7 +176,7 @@ impl Fetch {
     ) -> Answer {
         self.route.stats.misses.add(1);
         let received_at = Timestamp::now();
-        let reason = if self.stored.is_some() { "stale" } else { "miss" };
+        let reason = self.reason(received_at);
         let handling = Handling::forwarded(CacheOutcome::Miss, reason);
         let decision = policy::decide(
             request.method,
@@ -322,6 +322,16 @@ impl Fetch {
             tenant: request.tenant,
             tags: &[],
             compressible: false,
+        }
+    }
+
+    /// Why the origin was asked (RFC 9211 section 2.2).
+    fn reason(&self, now: Timestamp) -> &'static str {
+        match &self.stored {
+            None => "miss",
+            // What is stored would have done, but the request wants more.
+            Some(entry) if entry.lifetime.is_fresh(now) => "request",
+            Some(_) => "stale",
         }
     }
 

@@ -173,6 +173,17 @@ pub fn from_entry(
     headers.insert(AGE, age_value(entry.lifetime.age(now)));
     handling.mark(headers, Some(entry.lifetime.ttl(now)));
 
+    let mut gzip = None;
+    if entry.compressible {
+        vary_on_coding(response.headers_mut());
+        // A range is one of the original bytes.
+        if !request.contains_key(RANGE) && compress::accepts_gzip(request.get(ACCEPT_ENCODING)) {
+            gzip = entry.gzip();
+        }
+        if gzip.is_some() {
+            as_gzip(response.headers_mut());
+        }
+    }
     // The map also holds what was added above; no precondition looks at that.
     if is_conditional(request)
         && policy::precondition(method, request, entry.status(), response.headers(), now)
@@ -187,16 +198,8 @@ pub fn from_entry(
             RangeOutcome::Partial(range) => return partial(response, entry, range, length),
             RangeOutcome::Unsatisfiable => return unsatisfiable(response, length),
         }
-    } else if entry.compressible {
-        vary_on_coding(response.headers_mut());
-        if compress::accepts_gzip(request.get(ACCEPT_ENCODING))
-            && let Some(gzip) = entry.gzip()
-        {
-            as_gzip(response.headers_mut());
-            return with_body(response, method, gzip);
-        }
     }
-    with_body(response, method, entry.body())
+    with_body(response, method, gzip.unwrap_or_else(|| entry.body()))
 }
 
 fn with_body(response: Response<BoxBody>, method: &Method, body: Bytes) -> Response<BoxBody> {

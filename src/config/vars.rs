@@ -33,6 +33,15 @@ impl<'s> Vars<'s> {
         Self { source, mistakes: Vec::new() }
     }
 
+    /// Notes a mistake for each of `names` that is set.
+    pub(super) fn refuse_unread(&mut self, names: &[&str]) {
+        for name in names {
+            if self.source.get(name).is_some_and(|value| !value.is_empty()) {
+                self.mistake(format!("{name} is set, but this version has nothing that reads it"));
+            }
+        }
+    }
+
     /// `name` as `parse` understands it, or `default` when unset.
     pub(super) fn value<T>(
         &mut self,

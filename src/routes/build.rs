@@ -63,6 +63,12 @@ pub(super) fn route<'n>(
     let methods = methods(fields, report);
     let request = header_rules(fields, "request", report);
     let response = header_rules(fields, "response", report);
+    if let Some(pattern) = &path
+        && matches!(pattern.as_str(), "/health/live" | "/health/ready")
+    {
+        let message = "the gateway itself answers here, so this route is never reached";
+        report.error(node.place, message);
+    }
     let action = action(node, fields, path.as_ref(), names, report);
     let cache = cache(fields, path.as_ref(), report);
     let invalidates = templates(fields, "invalidates", path.as_ref(), report);

@@ -18,7 +18,7 @@ use bytes::Bytes;
 use serde_json::json;
 
 use super::Shared;
-use crate::telemetry::metrics::Exposition;
+use crate::{proxy::BreakerState, telemetry::metrics::Exposition};
 
 /// Zero is starting.
 const READY: u8 = 1;
@@ -95,7 +95,12 @@ fn ready(shared: &Shared) -> Response<BoxBody> {
     let down = shared.snapshot.load().upstreams.status();
     let down: Vec<String> = down
         .iter()
-        .filter(|upstream| upstream.targets.iter().all(|target| !target.healthy))
+        .filter(|upstream| {
+            upstream
+                .targets
+                .iter()
+                .all(|target| !target.healthy || target.breaker == BreakerState::Open)
+        })
         .map(|upstream| upstream.name.to_string())
         .collect();
     if !down.is_empty() {

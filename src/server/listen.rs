@@ -3,13 +3,18 @@
 use std::{
     io,
     net::{SocketAddr, TcpListener},
+    rc::Rc,
     sync::Arc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use actix_http::{HttpService, KeepAlive, Protocol, error::DispatchError};
-use actix_server::{Server, ServerBuilder};
-use actix_service::{ServiceFactory, ServiceFactoryExt as _, fn_factory, fn_service};
+use actix_server::Server;
+use actix_service::{
+    Service as _, ServiceFactory, ServiceFactoryExt as _,
+    boxed::{self, BoxServiceFactory},
+    fn_factory, fn_service,
+};
 use socket2::{Domain, Socket, Type};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
@@ -25,6 +30,9 @@ use super::{
 
 /// How long a client may take over the TLS handshake.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// The time the workers have to let go of the listener.
+const HANDOVER: Duration = Duration::from_millis(100);
 
 /// Connections the kernel holds for us while all workers are busy.
 const BACKLOG: i32 = 4096;
@@ -55,26 +63,62 @@ pub fn serve(
     workers: usize,
     grace: Duration,
 ) -> io::Result<Server> {
-    let builder: ServerBuilder = Server::build()
+    let shared = Arc::clone(shared);
+    let server = Server::build()
         .workers(workers)
         .disable_signals()
         .shutdown_timeout(grace.as_secs().max(1))
-        .max_concurrent_connections(25_600);
-    let shared = Arc::clone(shared);
-    let builder = match tls {
-        None => builder.listen("portway", listener, move || {
+        .max_concurrent_connections(25_600)
+        .listen("portway", listener, move || connections(&shared, tls.clone()))?
+        .run();
+    Ok(server)
+}
+
+/// Serves what waits in the queue of `listener` when the workers have stopped to accept.
+///
+/// Closing a listening socket resets the connections in its queue. So the app keeps a second handle
+/// to the socket; the workers' own is closed first, and the queue is emptied here before the last.
+pub async fn serve_last(
+    shared: &Arc<Shared>,
+    listener: TcpListener,
+    tls: Option<TlsAcceptor>,
+) -> io::Result<()> {
+    let Ok(service) = connections(shared, tls).new_service(()).await else { return Ok(()) };
+    let service = Rc::new(service);
+    let mut open = tokio::task::JoinSet::new();
+    let until = Instant::now() + HANDOVER;
+    loop {
+        let last = Instant::now() >= until;
+        // Without blocking, until the queue is empty or the connection at its head is broken.
+        while let Ok((tcp, _)) = listener.accept() {
+            tcp.set_nonblocking(true)?;
+            let (tcp, service) = (TcpStream::from_std(tcp)?, Rc::clone(&service));
+            open.spawn_local(async move { service.call(tcp).await });
+        }
+        if last {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    drop(listener);
+    while open.join_next().await.is_some() {}
+    Ok(())
+}
+
+type Connections = BoxServiceFactory<(), TcpStream, (), DispatchError, ()>;
+
+/// What a worker does with a connection.
+fn connections(shared: &Arc<Shared>, tls: Option<TlsAcceptor>) -> Connections {
+    match tls {
+        None => boxed::factory(
             fn_service(|tcp: TcpStream| async move {
                 let peer = greet(&tcp)?;
-                Ok::<_, DispatchError>((
-                    FrontDoor::new(tcp, Limits::default(), false),
-                    Protocol::Http1,
-                    Some(peer),
-                ))
+                let door = FrontDoor::new(tcp, Limits::default(), false);
+                Ok::<_, DispatchError>((door, Protocol::Http1, Some(peer)))
             })
-            .and_then(http(Arc::clone(&shared), false))
-        })?,
-        Some(acceptor) => builder.listen("portway", listener, move || {
-            let acceptor = acceptor.clone();
+            .and_then(http(Arc::clone(shared), false)),
+        ),
+        Some(acceptor) => boxed::factory(
             fn_service(move |tcp: TcpStream| {
                 let acceptor = acceptor.clone();
                 async move {
@@ -84,17 +128,13 @@ pub fn serve(
                         .await
                         .map_err(|_| DispatchError::SlowRequestTimeout)?
                         .map_err(DispatchError::Io)?;
-                    Ok::<_, DispatchError>((
-                        FrontDoor::new(stream, Limits::default(), true),
-                        Protocol::Http1,
-                        Some(peer),
-                    ))
+                    let door = FrontDoor::new(stream, Limits::default(), true);
+                    Ok::<_, DispatchError>((door, Protocol::Http1, Some(peer)))
                 }
             })
-            .and_then(http(Arc::clone(&shared), true))
-        })?,
-    };
-    Ok(builder.run())
+            .and_then(http(Arc::clone(shared), true)),
+        ),
+    }
 }
 
 fn greet(tcp: &TcpStream) -> Result<SocketAddr, DispatchError> {

@@ -12,7 +12,7 @@ use std::{
 };
 
 use actix_http::{
-    RequestHead, Response,
+    ConnectionType, RequestHead, Response, Version,
     body::{BodySize, BoxBody, MessageBody},
     header::{HeaderMap, HeaderName, HeaderValue},
 };
@@ -99,6 +99,11 @@ impl Exchange {
         response.headers_mut().insert(X_REQUEST_ID.clone(), self.request_id.to_header_value());
         if let Some(door) = &mut self.door {
             door.answered();
+        }
+        if head.version < Version::HTTP_11 && response.body().size() == BodySize::Stream {
+            // Such a client knows no chunks (RFC 9112 section 6.1): its body ends with the connection.
+            response.head_mut().no_chunking(true);
+            response.head_mut().set_connection_type(ConnectionType::Close);
         }
         let status = response.status().as_u16();
         response.map_body(|_, body| match body.try_into_bytes() {

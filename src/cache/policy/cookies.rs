@@ -8,15 +8,15 @@
 //! - freshness the origin did not write down (a route's `ttl`, a heuristic, `Expires`) never covers it;
 //! - `public`, `s-maxage` and targeted fields do: those words are about shared caches;
 //! - a bare `max-age` does only where no cookie can be a credential: the request brought none, and the
-//!   response's are neither `HttpOnly`, nor named like one, nor long enough to hold a secret;
+//!   response's are neither `HttpOnly`, nor named like one, nor long enough to tell people apart;
 //! - a field that `private="set-cookie"` or `no-cache="set-cookie"` names is not stored, so the rest may be.
 
 use actix_http::header::{COOKIE, HeaderMap, SET_COOKIE};
 
 use super::directives::{Directives, fields_not_to_store};
 
-/// A shorter value has less than 64 bits even if every byte were random: no session identifier.
-const SHORTEST_SECRET: usize = 8;
+/// A shorter value can tell hardly anybody apart: neither a session nor a user's name.
+const SHORTEST_IDENTIFIER: usize = 4;
 
 /// Parts of names that session, login and token cookies go by.
 const TELLING: [&[u8]; 7] = [b"sess", b"sid", b"auth", b"token", b"login", b"user", b"csrf"];
@@ -49,7 +49,7 @@ fn may_be_credential(line: &[u8]) -> bool {
         None => (&[][..], pair.trim_ascii()),
     };
     let name = name.to_ascii_lowercase();
-    value.len() >= SHORTEST_SECRET
+    value.len() >= SHORTEST_IDENTIFIER
         || name.starts_with(b"__")
         || TELLING.iter().any(|part| memchr::memmem::find(&name, part).is_some())
         || parts.any(|attribute| attribute.trim_ascii().eq_ignore_ascii_case(b"httponly"))

@@ -293,7 +293,8 @@ fn a_cookie_is_shared_only_where_the_origin_means_it() {
     let ttl = Rules { default_ttl: Some(Duration::from_secs(60)), ..Rules::default() };
     let cases: &[(&str, &str, &str, bool)] = &[
         ("", "max-age=3600", "a=c", true),
-        ("", "max-age=3600", "theme=dark; Path=/", true),
+        ("", "max-age=3600", "theme=on; Path=/", true),
+        ("", "max-age=3600", "uid=alice", false),
         ("", "max-age=3600", "session=1", false),
         ("", "max-age=3600", "a=c; Path=/; HttpOnly", false),
         ("", "max-age=3600", "__Host-x=1; Secure; Path=/", false),
