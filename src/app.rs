@@ -174,7 +174,13 @@ impl App {
         let draining = self.shared.draining.clone();
         let drained = timeout(self.grace, async {
             tokio::join!(
-                public.stop(true),
+                async {
+                    // A worker that stops drops connections it has been given and not yet begun:
+                    // so first no new ones, and a moment to begin those.
+                    public.pause().await;
+                    tokio::time::sleep(listen::HANDOVER / 2).await;
+                    public.stop(true).await;
+                },
                 listen::serve_last(&self.shared, self.last_listener, self.tls),
                 async {
                     // Clients in the middle of something send their next request on the connection

@@ -32,7 +32,7 @@ use super::{
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The time the workers have to let go of the listener.
-const HANDOVER: Duration = Duration::from_millis(100);
+pub const HANDOVER: Duration = Duration::from_millis(100);
 
 /// Connections the kernel holds for us while all workers are busy.
 const BACKLOG: i32 = 4096;
