@@ -1,0 +1,199 @@
+//! Which requests a stored response answers (RFC 9111 4.1).
+//!
+//! Two requests share a variant when the canonical form of every field that `Vary` names is the same.
+//! The canonical form only ever drops what carries no meaning: the split of a list over lines, white
+//! space around its commas, letter case where the field has none, the order of codings in
+//! `Accept-Encoding`. It keeps the order of equally wanted languages and media types: on paper it means
+//! nothing, but many origins let the first one win, and whoever asks for `de, en` should not be given
+//! what was fetched for `en, de`.
+
+use actix_http::header::{
+    ACCEPT_ENCODING, ACCEPT_LANGUAGE, AUTHORIZATION, CONTENT_LANGUAGE, COOKIE, HeaderMap,
+    HeaderName, HeaderValue, ORIGIN, REFERER, USER_AGENT, VARY,
+};
+
+use super::directives::{members, quoted_length};
+
+/// What a response's selection depends on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Vary {
+    /// On more than the request's fields, or on fields that cannot be named: never reused.
+    Star,
+    /// On these, sorted, each once.
+    Names(Vec<HeaderName>),
+}
+
+/// Reads `Vary`; `extra` are the fields the route adds.
+pub fn vary(response: &HeaderMap, extra: &[HeaderName]) -> Vary {
+    let mut names = extra.to_vec();
+    for line in response.get_all(VARY) {
+        for member in members(line.as_bytes(), b',') {
+            match HeaderName::from_bytes(member) {
+                Ok(name) if name.as_str() != "*" => names.push(name),
+                _ => return Vary::Star,
+            }
+        }
+    }
+    names.sort_unstable_by(|a, b| a.as_str().cmp(b.as_str()));
+    names.dedup();
+    Vary::Names(names)
+}
+
+/// Tags that keep the forms apart: no value of one form equals a value of another.
+const ABSENT: u8 = 0;
+const RAW: u8 = 1;
+const LIST: u8 = 2;
+
+/// Appends the canonical value of a selecting field. The result is self-delimiting, so that values of
+/// several fields can follow one another.
+pub fn selecting_value(name: &HeaderName, request: &HeaderMap, out: &mut Vec<u8>) {
+    let lines = request.get_all(name);
+    if lines.len() == 0 {
+        out.push(ABSENT);
+        return;
+    }
+    let start = out.len();
+    out.push(LIST);
+    let length_at = out.len();
+    out.extend_from_slice(&[0; 4]);
+    let listed = if *name == ACCEPT_LANGUAGE {
+        weighted(lines.clone(), true, out)
+    } else if *name == ACCEPT_ENCODING {
+        weighted(lines.clone(), false, out)
+    } else {
+        !is_singleton(name) && list(lines.clone(), out)
+    };
+    if !listed {
+        out.truncate(start);
+        out.push(RAW);
+        out.extend_from_slice(&length(lines.len()));
+        for line in lines {
+            out.extend_from_slice(&length(line.len()));
+            out.extend_from_slice(line.as_bytes());
+        }
+        return;
+    }
+    let written = length(out.len() - length_at - 4);
+    out[length_at..length_at + 4].copy_from_slice(&written);
+}
+
+fn length(length: usize) -> [u8; 4] {
+    u32::try_from(length).unwrap_or(u32::MAX).to_be_bytes()
+}
+
+/// Fields whose value is not a list, where a comma and the space beside it are part of the value.
+fn is_singleton(name: &HeaderName) -> bool {
+    [AUTHORIZATION, COOKIE, ORIGIN, REFERER, USER_AGENT].contains(name)
+}
+
+/// A list of anything: members without the white space around them, joined by commas.
+fn list<'v>(lines: impl Iterator<Item = &'v HeaderValue>, out: &mut Vec<u8>) -> bool {
+    let mut first = true;
+    for line in lines {
+        if has_open_quote(line.as_bytes()) {
+            return false;
+        }
+        for member in members(line.as_bytes(), b',') {
+            if !first {
+                out.push(b',');
+            }
+            first = false;
+            out.extend_from_slice(member);
+        }
+    }
+    true
+}
+
+fn has_open_quote(line: &[u8]) -> bool {
+    let mut rest = line;
+    while let Some(at) = memchr::memchr(b'"', rest) {
+        match quoted_length(&rest[at..]) {
+            Some(length) => rest = rest.get(at + length..).unwrap_or_default(),
+            None => return true,
+        }
+    }
+    false
+}
+
+/// A list of tokens with weights: lower case, weights in one spelling, most wanted first. Members of
+/// equal weight keep their order, or are sorted where it has no meaning. `false` when a member is
+/// anything else.
+fn weighted<'v>(
+    lines: impl Iterator<Item = &'v HeaderValue>,
+    ordered: bool,
+    out: &mut Vec<u8>,
+) -> bool {
+    let Some(mut wanted) = weights(lines) else { return false };
+    if ordered {
+        wanted.sort_by_key(|(_, weight)| std::cmp::Reverse(*weight));
+    } else {
+        wanted.sort_by(|a, b| b.1.cmp(&a.1).then_with(|| a.0.cmp(&b.0)));
+    }
+    for (at, (token, weight)) in wanted.iter().enumerate() {
+        if at > 0 {
+            out.push(b',');
+        }
+        out.extend_from_slice(token);
+        if *weight != 1000 {
+            out.extend_from_slice(format!(";q={weight}").as_bytes());
+        }
+    }
+    true
+}
+
+/// The members of a weighted list in lower case, with their weights in thousandths.
+fn weights<'v>(lines: impl Iterator<Item = &'v HeaderValue>) -> Option<Vec<(Vec<u8>, u16)>> {
+    let mut wanted = Vec::new();
+    for line in lines {
+        for member in members(line.as_bytes(), b',') {
+            let mut parts = member.splitn(2, |byte| *byte == b';');
+            let token = parts.next()?.trim_ascii();
+            let weight = match parts.next() {
+                None => 1000,
+                Some(parameter) => thousandths(parameter.trim_ascii())?,
+            };
+            let is_token = |byte: &u8| byte.is_ascii_alphanumeric() || b"-*_.+".contains(byte);
+            if token.is_empty() || !token.iter().all(is_token) {
+                return None;
+            }
+            wanted.push((token.to_ascii_lowercase(), weight));
+        }
+    }
+    Some(wanted)
+}
+
+/// `q=0.5` in thousandths.
+fn thousandths(parameter: &[u8]) -> Option<u16> {
+    let value = match parameter {
+        [b'q' | b'Q', b'=', value @ ..] => value,
+        _ => return None,
+    };
+    let (whole, fraction) = match value {
+        [b'0', b'.', fraction @ ..] => (0, fraction),
+        [b'1', b'.', fraction @ ..] => (1000, fraction),
+        [b'0'] => (0, &[][..]),
+        [b'1'] => (1000, &[][..]),
+        _ => return None,
+    };
+    if fraction.len() > 3 || !fraction.iter().all(u8::is_ascii_digit) {
+        return None;
+    }
+    let fraction = (0..3)
+        .fold(0, |sum, at| sum * 10 + fraction.get(at).map_or(0, |digit| u16::from(digit - b'0')));
+    (whole + fraction <= 1000).then_some(whole + fraction)
+}
+
+/// Whether a stored variant is in the language this request wants above all others. Such a variant
+/// answers the request although another `Accept-Language` selected it, provided that `Vary` names
+/// nothing else that differs.
+pub fn is_in_wanted_language(request: &HeaderMap, stored: &HeaderMap) -> bool {
+    let mut languages = stored.get_all(CONTENT_LANGUAGE);
+    let (Some(language), None) = (languages.next(), languages.next()) else { return false };
+    let Some(wanted) = weights(request.get_all(ACCEPT_LANGUAGE)) else { return false };
+    let Some(best) = wanted.iter().map(|(_, weight)| *weight).max().filter(|best| *best > 0) else {
+        return false;
+    };
+    let mut top = wanted.iter().filter(|(_, weight)| *weight == best);
+    let (Some((first, _)), None) = (top.next(), top.next()) else { return false };
+    first.eq_ignore_ascii_case(language.as_bytes().trim_ascii())
+}
