@@ -10,7 +10,7 @@
 //! - A response without stated freshness is stored only by a route's `ttl` or, for requests without
 //!   cookies, by the age of its `Last-Modified`. A bare `ETag` is not enough.
 //! - An error without stated freshness is kept for ten seconds at most.
-//! - `Set-Cookie` is shared only on the terms of [`cookies`].
+//! - `Set-Cookie` is shared only where the origin means it (see `cookies.rs`).
 //! - 206 is not stored: parts can be joined only under a strong validator, and whole responses serve
 //!   ranges anyway.
 //! - Stale responses are served where the origin or the route grants it, to clients that ask for them, and
@@ -25,6 +25,8 @@ mod directives;
 mod fields;
 mod invalidate;
 mod lifetime;
+#[cfg(test)]
+mod properties;
 mod request;
 mod targeted;
 #[cfg(test)]

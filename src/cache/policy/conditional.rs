@@ -10,10 +10,7 @@ use actix_http::{
     },
 };
 
-use super::{
-    date,
-    directives::{delta_seconds, quoted_length},
-};
+use super::date;
 use crate::cache::clock::Timestamp;
 
 /// What the request's conditions make of a stored response.
@@ -32,6 +29,7 @@ pub fn precondition(
     request: &HeaderMap,
     stored_status: StatusCode,
     stored: &HeaderMap,
+    now: Timestamp,
 ) -> Precondition {
     if !matches!(*method, Method::GET | Method::HEAD) || !stored_status.is_success() {
         return Precondition::Proceed;
@@ -39,7 +37,7 @@ pub fn precondition(
     let matches = if request.contains_key(IF_NONE_MATCH) {
         none_match(request, stored)
     } else if let Some(since) = request.get(IF_MODIFIED_SINCE) {
-        not_modified_since(since, stored)
+        not_modified_since(since, stored, now)
     } else {
         false
     };
@@ -55,9 +53,8 @@ fn none_match(request: &HeaderMap, stored: &HeaderMap) -> bool {
     })
 }
 
-fn not_modified_since(since: &HeaderValue, stored: &HeaderMap) -> bool {
-    let now = Timestamp::default().seconds();
-    let read = |value: &HeaderValue| date::parse(value.as_bytes(), now);
+fn not_modified_since(since: &HeaderValue, stored: &HeaderMap, now: Timestamp) -> bool {
+    let read = |value: &HeaderValue| date::parse(value.as_bytes(), now.seconds());
     // Without Last-Modified, what the origin sent at `Date` is at least that new (RFC 9111 4.3.2).
     let modified = match stored.get(LAST_MODIFIED) {
         Some(modified) => read(modified),
@@ -121,11 +118,11 @@ pub enum RangeOutcome {
 
 /// Evaluates `Range` and `If-Range` for a `GET` against a stored 200 of `length` bytes. Several ranges
 /// at once are answered with the whole, which is always allowed and never multiplies work.
-pub fn range(request: &HeaderMap, stored: &HeaderMap, length: u64) -> RangeOutcome {
+pub fn range(request: &HeaderMap, stored: &HeaderMap, length: u64, now: Timestamp) -> RangeOutcome {
     let mut lines = request.get_all(RANGE);
     let (Some(line), None) = (lines.next(), lines.next()) else { return RangeOutcome::Full };
     let Some(spec) = byte_range(line.as_bytes()) else { return RangeOutcome::Full };
-    if request.get(IF_RANGE).is_some_and(|condition| !is_unchanged(condition, stored)) {
+    if request.get(IF_RANGE).is_some_and(|condition| !is_unchanged(condition, stored, now)) {
         return RangeOutcome::Full;
     }
     let bytes = match spec {
@@ -174,7 +171,7 @@ fn position(digits: &[u8]) -> Option<u64> {
 }
 
 /// `If-Range`: a strong tag that is the stored one, or the stored date, if that is a strong validator.
-fn is_unchanged(condition: &HeaderValue, stored: &HeaderMap) -> bool {
+fn is_unchanged(condition: &HeaderValue, stored: &HeaderMap, now: Timestamp) -> bool {
     let condition = condition.as_bytes().trim_ascii();
     if condition.first() == Some(&b'"') {
         let own = stored.get(ETAG).and_then(|tag| tags(tag.as_bytes()).next());
@@ -182,7 +179,7 @@ fn is_unchanged(condition: &HeaderValue, stored: &HeaderMap) -> bool {
         return own.is_some() && own == asked && own.is_some_and(|tag| !tag.weak);
     }
     let Some(modified) = stored.get(LAST_MODIFIED) else { return false };
-    let read = |value: &[u8]| date::parse(value, 0);
+    let read = |value: &[u8]| date::parse(value, now.seconds());
     // A date is strong when the response was made at least a second after it (RFC 9110 8.8.2.2).
     match (read(condition), read(modified.as_bytes()), stored.get(DATE)) {
         (Some(asked), Some(modified), Some(date)) => {

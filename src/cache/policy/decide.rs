@@ -4,16 +4,14 @@ use std::time::Duration;
 
 use actix_http::{
     Method, StatusCode,
-    header::{
-        AGE, AUTHORIZATION, COOKIE, DATE, ETAG, EXPIRES, HeaderMap, HeaderName, LAST_MODIFIED,
-    },
+    header::{AGE, AUTHORIZATION, COOKIE, DATE, EXPIRES, HeaderMap, HeaderName, LAST_MODIFIED},
 };
 
 use super::{
     Lifetime, OFFLINE_GRACE, Rules, Vary, cookies, date,
     directives::{self, Directives, MAX_SECONDS, delta_seconds, members},
     lifetime::{MUST_REVALIDATE, NO_CACHE, SHARED_MAX_AGE, millis, whole_seconds},
-    vary,
+    validators, vary,
 };
 use crate::cache::clock::Timestamp;
 
@@ -296,7 +294,7 @@ fn offline(lifetime: &Lifetime, says_erring: bool) -> u32 {
 
 /// Whether there is any way to use it.
 fn is_useful(lifetime: &Lifetime, response: &HeaderMap) -> bool {
-    if response.contains_key(ETAG) || response.contains_key(LAST_MODIFIED) {
+    if validators(response).next().is_some() {
         return true;
     }
     lifetime.flags & NO_CACHE == 0

@@ -186,3 +186,137 @@ pub(super) fn millis(at: Timestamp) -> i64 {
 pub(super) fn whole_seconds(duration: Duration) -> u32 {
     u32::try_from(duration.as_secs()).unwrap_or(u32::MAX).min(super::directives::MAX_SECONDS)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cache::policy::tests::{NOW, asks, later, stored};
+
+    const PLAIN: RequestControl = RequestControl::plain();
+
+    fn at(lifetime: &Lifetime, seconds: u64) -> Reuse {
+        reuse(lifetime, &PLAIN, later(seconds), false)
+    }
+
+    #[test]
+    fn a_lifetime_ends_with_its_last_second() {
+        let lifetime = stored(&[("cache-control", "max-age=2")]);
+        assert_eq!((at(&lifetime, 1), at(&lifetime, 2)), (Reuse::Serve, Reuse::Validate));
+        assert_eq!((lifetime.ttl(later(1)), lifetime.ttl(later(5))), (1, -3));
+    }
+
+    #[test]
+    fn stale_while_revalidate_is_a_window() {
+        let lifetime = stored(&[("cache-control", "max-age=1, stale-while-revalidate=4")]);
+        assert_eq!(at(&lifetime, 0), Reuse::Serve);
+        assert_eq!(at(&lifetime, 4), Reuse::ServeStaleWhileRevalidating);
+        assert_eq!(at(&lifetime, 5), Reuse::Validate);
+        let limited = asks("max-age=60");
+        assert_eq!(reuse(&lifetime, &limited, later(3), false), Reuse::Validate);
+        let shared = stored(&[("cache-control", "s-maxage=1, stale-while-revalidate=4")]);
+        assert_eq!(at(&shared, 3), Reuse::ServeStaleWhileRevalidating);
+        for word in ["must-revalidate", "proxy-revalidate"] {
+            let line = format!("max-age=1, stale-while-revalidate=4, {word}");
+            assert_eq!(at(&stored(&[("cache-control", &line)]), 3), Reuse::Validate, "{word}");
+        }
+    }
+
+    #[test]
+    fn a_client_may_want_it_fresher() {
+        let lifetime = stored(&[("cache-control", "max-age=1500"), ("age", "1000")]);
+        for (words, expected) in [
+            ("max-age=0", Reuse::Validate),
+            ("max-age=1002", Reuse::Validate),
+            ("max-age=1003", Reuse::Serve),
+            ("max-age=junk", Reuse::Validate),
+            ("min-fresh=1000", Reuse::Validate),
+            ("min-fresh=497", Reuse::Serve),
+            ("min-fresh=junk", Reuse::Serve),
+            ("no-cache", Reuse::Validate),
+            ("nO-CaChE", Reuse::Validate),
+            ("nothing-to-see-here", Reuse::Serve),
+            ("only-if-cached", Reuse::Serve),
+        ] {
+            assert_eq!(reuse(&lifetime, &asks(words), later(3), false), expected, "{words}");
+        }
+    }
+
+    #[test]
+    fn a_client_may_take_it_staler_unless_the_origin_forbids_it() {
+        let plain = stored(&[("cache-control", "max-age=10")]);
+        for (words, expected) in [
+            ("max-stale=5", Reuse::Serve),
+            ("max-stale=4", Reuse::Validate),
+            ("max-stale", Reuse::Serve),
+            ("max-stale=junk", Reuse::Validate),
+            ("max-stale, max-stale=1", Reuse::Validate),
+            ("max-age=60", Reuse::Validate),
+        ] {
+            assert_eq!(reuse(&plain, &asks(words), later(15), false), expected, "{words}");
+        }
+        assert_eq!(reuse(&plain, &asks("max-stale"), later(15), true), Reuse::Validate);
+        for line in ["max-age=10, must-revalidate", "max-age=10, proxy-revalidate", "s-maxage=10"] {
+            let forbidding = stored(&[("cache-control", line)]);
+            let reused = reuse(&forbidding, &asks("max-stale"), later(15), false);
+            assert_eq!(reused, Reuse::Validate, "{line}");
+        }
+    }
+
+    #[test]
+    fn a_soft_purge_makes_it_stale_at_once() {
+        let soft = |line| {
+            let lifetime = stored(&[("cache-control", line)]);
+            reuse(&lifetime, &PLAIN, later(3), true)
+        };
+        assert_eq!(soft("max-age=100"), Reuse::ServeStaleWhileRevalidating);
+        assert_eq!(soft("max-age=100, must-revalidate"), Reuse::Validate);
+        assert_eq!(soft("max-age=2"), Reuse::Validate);
+    }
+
+    #[test]
+    fn an_error_is_covered_inside_its_window_only() {
+        let lifetime = stored(&[("cache-control", "max-age=2, stale-if-error=60")]);
+        for status in [500, 502, 503, 504] {
+            let covered = |at| stale_on_error(&lifetime, &PLAIN, at, Failure::Status(status));
+            assert!(covered(later(61)) && !covered(later(62)), "{status}");
+        }
+        for status in [200, 404, 429, 501] {
+            assert!(!stale_on_error(&lifetime, &PLAIN, later(3), Failure::Status(status)));
+        }
+        assert!(!stale_on_error(&lifetime, &PLAIN, later(62), Failure::Disconnected));
+        let plain = stored(&[("cache-control", "max-age=2")]);
+        assert!(!stale_on_error(&plain, &PLAIN, later(3), Failure::Status(503)));
+    }
+
+    #[test]
+    fn a_lost_origin_is_covered_for_a_while_unless_that_is_forbidden() {
+        let covered = |line, seconds| {
+            let lifetime = stored(&[("cache-control", line), ("etag", "\"a\"")]);
+            stale_on_error(&lifetime, &PLAIN, later(seconds), Failure::Disconnected)
+        };
+        assert!(covered("max-age=2", 601) && !covered("max-age=2", 602));
+        for line in [
+            "max-age=2, must-revalidate",
+            "max-age=2, proxy-revalidate",
+            "max-age=2, no-cache",
+            "max-age=2, s-maxage=2",
+            "max-age=2, stale-if-error=0",
+            "max-age=0",
+        ] {
+            assert!(!covered(line, 3), "{line}");
+        }
+        assert!(covered("s-maxage=2, stale-if-error=10", 3));
+        let asked = stored(&[("cache-control", "max-age=2")]);
+        assert!(!stale_on_error(&asked, &asks("no-cache"), later(1), Failure::Disconnected));
+    }
+
+    #[test]
+    fn an_entry_is_kept_as_long_as_it_can_be_of_use() {
+        let line = "max-age=10, stale-while-revalidate=20, stale-if-error=30";
+        let lifetime = stored(&[("cache-control", line)]);
+        assert_eq!(lifetime.keep_until(false), later(40));
+        assert_eq!(lifetime.keep_until(true), later(10 + 3600));
+        let ancient = stored(&[("cache-control", "max-age=10"), ("age", "99999999999")]);
+        assert!(ancient.keep_until(false) < NOW);
+    }
+}

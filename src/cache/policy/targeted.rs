@@ -98,3 +98,83 @@ impl Directives {
         self.no_store || self.no_cache || self.private
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::cache::policy::{
+        Refusal,
+        tests::{at, refused, reused},
+    };
+
+    #[test]
+    fn cdn_cache_control_replaces_cache_control() {
+        for (cdn, other, expected) in [
+            ("max-age=3600", "", true),
+            ("max-age=2147483648", "", true),
+            ("max-age=99999999999", "", true),
+            ("foobar, max-age=3600", "", true),
+            ("max-age=3600;x=y", "", true),
+            ("max-age=3600", "max-age=1", true),
+            ("max-age=1", "max-age=3600", false),
+            ("max-age=0", "max-age=3600", false),
+            ("max-age=-5", "max-age=3600", false),
+            ("max-age=10000", "no-store", true),
+            ("max-age=10000", "private", true),
+            ("private", "max-age=10000", false),
+            ("no-cache", "max-age=10000", false),
+            ("no-store", "max-age=10000", false),
+            ("no-store=?0, max-age=5", "max-age=1", true),
+            ("max-age=\"60\", no-store", "max-age=10000", false),
+            // Not a dictionary, or not with these types: as if it were not there.
+            ("max-age=10000, &&&&&", "no-store", false),
+            ("max-age=\"10000\"", "no-store", false),
+            ("max-age=1.5", "max-age=10000", true),
+            ("MaX-aGe=3600", "max-age=1", false),
+            ("max-age =100", "max-age=1", false),
+            ("max-age= 100", "max-age=1", false),
+            ("", "max-age=10000", true),
+            ("foo", "max-age=10000", true),
+        ] {
+            let fields = [("cdn-cache-control", cdn), ("cache-control", other)];
+            assert_eq!(reused(&fields), expected, "{cdn} over {other}");
+        }
+    }
+
+    #[test]
+    fn cdn_cache_control_may_take_several_lines() {
+        let lines = [("cdn-cache-control", "max-age=3600"), ("cdn-cache-control", "no-store")];
+        assert_eq!(refused(&lines), Refusal::NoStore);
+    }
+
+    #[test]
+    fn age_counts_and_expires_does_not() {
+        let (past, future) = (at(-1000), at(1000));
+        assert!(reused(&[("cdn-cache-control", "max-age=60"), ("expires", &past)]));
+        assert!(!reused(&[("cdn-cache-control", "max-age=0"), ("expires", &future)]));
+        assert!(!reused(&[("cdn-cache-control", "max-age=60"), ("age", "7200")]));
+    }
+
+    #[test]
+    fn surrogate_control_counts_where_it_is_meant_for_this_cache() {
+        for (surrogate, other, expected) in [
+            ("max-age=3600", "", true),
+            ("MaX-aGe=3600", "", true),
+            ("foobar, max-age=3600", "", true),
+            ("max-age=3600;portway", "no-store", true),
+            ("max-age=3600;not-for-you", "", false),
+            ("no-store;not-for-you", "max-age=3600", true),
+            ("max-age=1", "max-age=3600", false),
+            ("max-age=0", "max-age=3600", false),
+            ("max-age= 100", "max-age=1", false),
+            ("max-age =100", "max-age=1", false),
+            ("no-store", "max-age=3600", false),
+            ("no-store-remote", "max-age=3600", true),
+            ("content=\"ESI/1.0, max-age=9\"", "max-age=1", false),
+        ] {
+            let fields = [("surrogate-control", surrogate), ("cache-control", other)];
+            assert_eq!(reused(&fields), expected, "{surrogate} over {other}");
+        }
+        let both = [("surrogate-control", "max-age=60"), ("cdn-cache-control", "no-store")];
+        assert_eq!(refused(&both), Refusal::NoStore);
+    }
+}
