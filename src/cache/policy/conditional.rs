@@ -188,3 +188,150 @@ fn is_unchanged(condition: &HeaderValue, stored: &HeaderMap, now: Timestamp) -> 
         _ => false,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cache::policy::tests::{NOW, at, headers};
+
+    fn none_match_of(etag: &str, asked: &str) -> bool {
+        let (request, stored) = (headers(&[("if-none-match", asked)]), headers(&[("etag", etag)]));
+        precondition(&Method::GET, &request, StatusCode::OK, &stored, NOW)
+            == Precondition::NotModified
+    }
+
+    #[test]
+    fn if_none_match_compares_weakly_with_every_tag_of_the_list() {
+        for (etag, asked, expected) in [
+            ("\"abcdef\"", "\"abcdef\"", true),
+            ("\"abcdef\"", "W/\"abcdef\"", true),
+            ("W/\"abcdef\"", "\"abcdef\"", true),
+            ("W/\"abcdef\"", "W/\"abcdef\"", true),
+            ("\"abcdef\"", "\"abcdef\", \"1234\", \"5678\"", true),
+            ("\"abcdef\"", "\"1234\", \"abcdef\", \"5678\"", true),
+            ("\"abcdef\"", "\"1234\",\"5678\",\"abcdef\"", true),
+            ("\"a,b\"", "\"1\", \"a,b\"", true),
+            ("\"abcdef\"", "*", true),
+            ("abcdef", "abcdef", true),
+            ("w/\"abcdef\"", "w/\"abcdef\"", true),
+            ("\"abcdef\"", "abcdef", false),
+            ("\"abcdef\"", "\"abcde\"", false),
+            ("\"abcdef\"", "", false),
+            ("\"abcdef\"", "W/", false),
+        ] {
+            assert_eq!(none_match_of(etag, asked), expected, "{etag} in {asked}");
+        }
+    }
+
+    #[test]
+    fn conditions_are_evaluated_in_their_order_of_precedence() {
+        let stored = headers(&[("etag", "\"a\""), ("last-modified", &at(-5000))]);
+        for (tag, since, expected) in [
+            ("\"a\"", at(-10_000), Precondition::NotModified),
+            ("\"b\"", at(0), Precondition::Proceed),
+        ] {
+            let request = headers(&[("if-none-match", tag), ("if-modified-since", &since)]);
+            let found = precondition(&Method::GET, &request, StatusCode::OK, &stored, NOW);
+            assert_eq!(found, expected, "{tag}");
+        }
+    }
+
+    #[test]
+    fn if_modified_since_compares_with_the_best_date_there_is() {
+        let (modified, date) = (at(-3000), at(0));
+        let since = |asked: &str, stored: &[(&str, &str)]| {
+            let request = headers(&[("if-modified-since", asked)]);
+            precondition(&Method::GET, &request, StatusCode::OK, &headers(stored), NOW)
+                == Precondition::NotModified
+        };
+        let with = [("last-modified", &*modified), ("date", &date)];
+        assert!(since(&at(-3000), &with) && since(&at(-2000), &with));
+        assert!(!since(&at(-3001), &with) && !since("yesterday", &with));
+        assert!(since(&at(0), &with[1..]) && !since(&at(-3000), &with[1..]));
+        assert!(!since(&at(0), &[]));
+        let old = headers(&[("last-modified", "Sun, 06 Nov 1994 08:49:37 GMT")]);
+        for asked in ["Sunday, 06-Nov-94 08:49:37 GMT", "Sun Nov  6 08:49:37 1994"] {
+            let request = headers(&[("if-modified-since", asked)]);
+            let found = precondition(&Method::HEAD, &request, StatusCode::OK, &old, NOW);
+            assert_eq!(found, Precondition::NotModified, "{asked}");
+        }
+        let recent = headers(&[("last-modified", "Sat, 14 Nov 2026 08:49:37 GMT")]);
+        let request = headers(&[("if-modified-since", "Saturday, 14-Nov-26 08:49:37 GMT")]);
+        let found = precondition(&Method::GET, &request, StatusCode::OK, &recent, NOW);
+        assert_eq!(found, Precondition::NotModified);
+    }
+
+    #[test]
+    fn conditions_are_for_successful_reads() {
+        let (request, stored) = (headers(&[("if-none-match", "*")]), headers(&[]));
+        for (method, status) in [(Method::GET, 404), (Method::GET, 301), (Method::POST, 200)] {
+            let status = StatusCode::from_u16(status).unwrap();
+            let found = precondition(&method, &request, status, &stored, NOW);
+            assert_eq!(found, Precondition::Proceed, "{method} {status}");
+        }
+    }
+
+    #[test]
+    fn validators_go_out_as_they_came() {
+        let stored = headers(&[("etag", "W/\"a\""), ("last-modified", &at(-9))]);
+        let sent: Vec<_> = validators(&stored).collect();
+        assert_eq!(sent[0], (IF_NONE_MATCH, HeaderValue::from_static("W/\"a\"")));
+        assert_eq!(sent[1], (IF_MODIFIED_SINCE, HeaderValue::from_str(&at(-9)).unwrap()));
+        assert_eq!(validators(&headers(&[("last-modified", "never")])).count(), 0);
+    }
+
+    #[test]
+    fn one_range_is_cut_and_everything_else_gets_the_whole() {
+        use RangeOutcome::{Full, Partial, Unsatisfiable};
+        for (asked, length, expected) in [
+            ("bytes=0-1", 11, Partial(0..2)),
+            ("Bytes=0-1", 11, Partial(0..2)),
+            ("bytes=1-", 11, Partial(1..11)),
+            ("bytes=-1", 11, Partial(10..11)),
+            ("bytes=-99", 11, Partial(0..11)),
+            ("bytes=5-99", 11, Partial(5..11)),
+            ("bytes=0-18446744073709551615", 11, Partial(0..11)),
+            ("bytes=0-99999999999999999999999", 11, Partial(0..11)),
+            ("bytes=11-", 11, Unsatisfiable),
+            ("bytes=99999999999999999999999-", 11, Unsatisfiable),
+            ("bytes=-0", 11, Unsatisfiable),
+            ("bytes=0-", 0, Unsatisfiable),
+            ("bytes=-1", 0, Full),
+            ("bytes=2-1", 11, Full),
+            ("bytes=0-1,3-4", 11, Full),
+            ("bytes=-", 11, Full),
+            ("bytes=a-b", 11, Full),
+            ("bytes=--1", 11, Full),
+            ("bytes", 11, Full),
+            ("lines=0-1", 11, Full),
+        ] {
+            let found = range(&headers(&[("range", asked)]), &headers(&[]), length, NOW);
+            assert_eq!(found, expected, "{asked} of {length}");
+        }
+        let twice = headers(&[("range", "bytes=0-1"), ("range", "bytes=3-4")]);
+        assert_eq!(range(&twice, &headers(&[]), 11, NOW), Full);
+        assert_eq!(range(&headers(&[]), &headers(&[]), 11, NOW), Full);
+    }
+
+    #[test]
+    fn if_range_needs_a_strong_match() {
+        let (date, modified) = (at(0), at(-60));
+        for (condition, etag, expected) in [
+            ("\"a\"", "\"a\"", true),
+            ("\"a\"", "\"b\"", false),
+            ("W/\"a\"", "W/\"a\"", false),
+            ("\"a\"", "W/\"a\"", false),
+            (&*modified, "\"a\"", true),
+            (&date, "\"a\"", false),
+            ("junk", "\"a\"", false),
+        ] {
+            let request = headers(&[("range", "bytes=0-1"), ("if-range", condition)]);
+            let stored = [("etag", etag), ("last-modified", &modified), ("date", &date)];
+            let found = range(&request, &headers(&stored), 11, NOW) == RangeOutcome::Partial(0..2);
+            assert_eq!(found, expected, "{condition} against {etag}");
+        }
+        let request = headers(&[("range", "bytes=0-1"), ("if-range", &date)]);
+        let stored = headers(&[("last-modified", &date), ("date", &date)]);
+        assert_eq!(range(&request, &stored, 11, NOW), RangeOutcome::Full, "may change again");
+    }
+}

@@ -61,3 +61,100 @@ pub fn update(stored: &mut HeaderMap, not_modified: &HeaderMap) {
         stored.remove(name);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cache::policy::tests::headers;
+
+    fn value<'h>(headers: &'h HeaderMap, name: &str) -> Option<&'h str> {
+        headers.get(name).and_then(|value| value.to_str().ok())
+    }
+
+    #[test]
+    fn fields_about_the_connection_are_not_stored() {
+        let mut fields = headers(&[
+            ("connection", "a, B"),
+            ("connection", "x-third"),
+            ("a", "1"),
+            ("b", "2"),
+            ("x-third", "3"),
+            ("c", "4"),
+            ("keep-alive", "x"),
+            ("proxy-authenticate", "x"),
+            ("proxy-authentication-info", "x"),
+            ("proxy-authorization", "x"),
+            ("proxy-connection", "x"),
+            ("te", "x"),
+            ("trailer", "x"),
+            ("transfer-encoding", "chunked"),
+            ("upgrade", "x"),
+            ("cache-control", "private=\"set-cookie\", no-cache=\"d, e\", max-age=9"),
+            ("set-cookie", "x"),
+            ("d", "5"),
+            ("e", "6"),
+            ("etag", "\"a\""),
+            ("content-range", "odd"),
+        ]);
+        strip_for_storage(&mut fields);
+        let mut kept: Vec<_> = fields.keys().map(|name| name.as_str()).collect();
+        kept.sort_unstable();
+        assert_eq!(kept, ["c", "cache-control", "content-range", "etag"]);
+    }
+
+    #[test]
+    fn a_304_replaces_what_it_brings_and_keeps_the_rest() {
+        let mut stored = headers(&[
+            ("test-header", "old"),
+            ("kept", "1"),
+            ("link", "</a>"),
+            ("link", "</b>"),
+            ("age", "7"),
+            ("date", "then"),
+            ("content-type", "text/plain"),
+        ]);
+        update(
+            &mut stored,
+            &headers(&[
+                ("test-header", "new"),
+                ("link", "</c>"),
+                ("link", "</d>"),
+                ("content-type", "text/html"),
+                ("added", "2"),
+                ("connection", "hop"),
+                ("hop", "3"),
+            ]),
+        );
+        assert_eq!(value(&stored, "test-header"), Some("new"));
+        assert_eq!(value(&stored, "content-type"), Some("text/html"));
+        assert_eq!(value(&stored, "kept"), Some("1"));
+        assert_eq!(value(&stored, "added"), Some("2"));
+        let links: Vec<_> = stored.get_all("link").collect();
+        assert_eq!(links, ["</c>", "</d>"]);
+        for gone in ["age", "date", "connection", "hop"] {
+            assert_eq!(value(&stored, gone), None, "{gone}");
+        }
+    }
+
+    #[test]
+    fn a_304_does_not_redescribe_the_stored_bytes() {
+        let names = [
+            "content-length",
+            "content-encoding",
+            "content-range",
+            "content-md5",
+            "content-digest",
+            "repr-digest",
+            "etag",
+        ];
+        for name in names {
+            let mut stored = headers(&[(name, "old")]);
+            update(&mut stored, &headers(&[(name, "new")]));
+            assert_eq!(value(&stored, name), Some("old"), "{name}");
+        }
+        let mut untagged = headers(&[]);
+        update(&mut untagged, &headers(&[("etag", "\"a\""), ("content-length", "0")]));
+        assert_eq!(value(&untagged, "etag"), Some("\"a\""));
+        assert_eq!(value(&untagged, "content-length"), None);
+    }
+}

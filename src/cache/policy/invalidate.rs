@@ -74,3 +74,81 @@ pub fn answers_later_gets(
                 == base[Position::BeforePath..Position::AfterQuery]
         })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cache::policy::tests::headers;
+
+    const URL: &str = "http://shop.test/items?page=2";
+
+    fn paths(method: &str, status: u16, fields: &[(&str, &str)]) -> Vec<String> {
+        let method = Method::from_bytes(method.as_bytes()).unwrap();
+        let status = StatusCode::from_u16(status).unwrap();
+        invalidated(&method, status, URL, &headers(fields))
+    }
+
+    #[test]
+    fn a_successful_change_ends_its_target() {
+        for method in ["POST", "PUT", "DELETE", "PATCH", "M-SEARCH"] {
+            for status in [200, 201, 204, 303] {
+                assert_eq!(paths(method, status, &[]), ["/items?page=2"], "{method} {status}");
+            }
+            for status in [400, 404, 500, 503] {
+                assert!(paths(method, status, &[]).is_empty(), "{method} {status}");
+            }
+        }
+        for method in ["GET", "HEAD", "OPTIONS", "TRACE"] {
+            assert!(paths(method, 200, &[]).is_empty(), "{method}");
+        }
+    }
+
+    #[test]
+    fn locations_on_the_same_host_end_too() {
+        let fields = [("location", "/a?b"), ("content-location", "c")];
+        assert_eq!(paths("POST", 201, &fields), ["/items?page=2", "/a?b", "/c"]);
+        for (location, counts) in [
+            ("https://shop.test/x", true),
+            ("http://SHOP.test:80/x", true),
+            ("//shop.test/x#y", true),
+            ("http://other.test/x", false),
+            ("http://shop.test:8080/x", false),
+            ("ftp://shop.test/x", false),
+            ("javascript:x", false),
+            ("http://[", false),
+            ("/items?page=2", false),
+        ] {
+            let found = paths("PUT", 200, &[("location", location)]);
+            assert_eq!(found.len(), 1 + usize::from(counts), "{location}");
+        }
+    }
+
+    #[test]
+    fn the_target_is_taken_as_it_stands() {
+        for (url, path) in [
+            ("http://h", "/"),
+            ("http://h/", "/"),
+            ("http://h/a/../b%2f?x=%zz", "/a/../b%2f?x=%zz"),
+            ("http://h/a#f", "/a"),
+        ] {
+            let found = invalidated(&Method::PUT, StatusCode::OK, url, &headers(&[]));
+            assert_eq!(found[0], path, "{url}");
+        }
+    }
+
+    #[test]
+    fn a_post_answers_later_gets_when_it_says_so() {
+        let answers = |method: Method, status: u16, fields: &[(&str, &str)]| {
+            let status = StatusCode::from_u16(status).unwrap();
+            answers_later_gets(&method, status, URL, &headers(fields))
+        };
+        let fields = [("cache-control", "max-age=9"), ("content-location", "/items?page=2")];
+        assert!(answers(Method::POST, 200, &fields));
+        assert!(!answers(Method::PUT, 200, &fields));
+        assert!(!answers(Method::POST, 201, &fields));
+        assert!(!answers(Method::POST, 200, &fields[..1]));
+        assert!(!answers(Method::POST, 200, &fields[1..]));
+        let elsewhere = [fields[0], ("content-location", "/items?page=3")];
+        assert!(!answers(Method::POST, 200, &elsewhere));
+    }
+}

@@ -185,3 +185,57 @@ pub fn eligibility(method: &Method, headers: &HeaderMap, control: &RequestContro
     }
     Eligibility::Lookup
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cache::policy::tests::{asks, headers};
+
+    fn eligible(method: &str, fields: &[(&str, &str)]) -> Eligibility {
+        let method = Method::from_bytes(method.as_bytes()).unwrap();
+        let fields = headers(fields);
+        eligibility(&method, &fields, &RequestControl::of(&fields))
+    }
+
+    #[test]
+    fn only_reads_without_a_body_are_looked_up() {
+        use Eligibility::{Bypass, Lookup, Unsafe};
+        for (method, fields, expected) in [
+            ("GET", &[][..], Lookup),
+            ("HEAD", &[], Lookup),
+            ("GET", &[("range", "bytes=0-1"), ("authorization", "x"), ("cookie", "x")], Lookup),
+            ("GET", &[("if-none-match", "*"), ("if-modified-since", "x")], Lookup),
+            ("GET", &[("content-length", "0")], Lookup),
+            ("GET", &[("content-length", "1")], Bypass(BypassReason::Body)),
+            ("GET", &[("transfer-encoding", "chunked")], Bypass(BypassReason::Body)),
+            ("GET", &[("if-match", "*")], Bypass(BypassReason::Precondition)),
+            ("GET", &[("if-unmodified-since", "x")], Bypass(BypassReason::Precondition)),
+            ("GET", &[("cache-control", "x, No-Store")], Bypass(BypassReason::NoStore)),
+            ("GET", &[("upgrade", "websocket")], Bypass(BypassReason::Upgrade)),
+            ("OPTIONS", &[], Bypass(BypassReason::Method)),
+            ("PROPFIND", &[], Bypass(BypassReason::Method)),
+            ("POST", &[], Unsafe),
+            ("PATCH", &[], Unsafe),
+            ("M-SEARCH", &[], Unsafe),
+            ("get", &[], Unsafe),
+        ] {
+            assert_eq!(eligible(method, fields), expected, "{method} {fields:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_unknown_leaves_a_request_plain() {
+        let request = headers(&[("cache-control", "nothing-to-see-here"), ("pragma", "foo")]);
+        assert!(RequestControl::of(&request).is_plain());
+        assert!(RequestControl::of(&headers(&[])).is_plain());
+        assert!(asks("foo=\"no-cache, no-store\"").is_plain());
+        assert!(asks("only-if-cached").only_if_cached());
+    }
+
+    #[test]
+    fn pragma_counts_only_without_cache_control() {
+        assert!(RequestControl::of(&headers(&[("pragma", "no-cache")])).no_cache());
+        let both = headers(&[("pragma", "no-cache"), ("cache-control", "x")]);
+        assert!(!RequestControl::of(&both).no_cache());
+    }
+}

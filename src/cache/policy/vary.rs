@@ -197,3 +197,133 @@ pub fn is_in_wanted_language(request: &HeaderMap, stored: &HeaderMap) -> bool {
     let (Some((first, _)), None) = (top.next(), top.next()) else { return false };
     first.eq_ignore_ascii_case(language.as_bytes().trim_ascii())
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::cache::policy::tests::headers;
+
+    fn value(name: &str, lines: &[&str]) -> Vec<u8> {
+        let fields: Vec<_> = lines.iter().map(|line| (name, *line)).collect();
+        let mut out = Vec::new();
+        selecting_value(
+            &HeaderName::from_bytes(name.as_bytes()).unwrap(),
+            &headers(&fields),
+            &mut out,
+        );
+        out
+    }
+
+    fn same(name: &str, one: &[&str], other: &[&str]) -> bool {
+        value(name, one) == value(name, other)
+    }
+
+    #[test]
+    fn a_star_anywhere_matches_nothing() {
+        for lines in
+            [&["*"][..], &["*, *"], &["*", "*"], &[", *"], &["", "*"], &["*, Foo"], &["Foo, *"]]
+        {
+            let fields: Vec<_> = lines.iter().map(|line| ("vary", *line)).collect();
+            assert_eq!(vary(&headers(&fields), &[]), Vary::Star, "{lines:?}");
+        }
+        assert_eq!(vary(&headers(&[("vary", "not a name")]), &[]), Vary::Star);
+    }
+
+    #[test]
+    fn names_are_a_sorted_set() {
+        let response = headers(&[("vary", "Foo, bar,"), ("vary", "BAR")]);
+        let Vary::Names(names) = vary(&response, &[ACCEPT_LANGUAGE]) else { panic!("a star") };
+        let names: Vec<_> = names.iter().map(HeaderName::as_str).collect();
+        assert_eq!(names, ["accept-language", "bar", "foo"]);
+        assert_eq!(vary(&headers(&[]), &[]), Vary::Names(Vec::new()));
+    }
+
+    #[test]
+    fn lists_are_equal_however_they_are_laid_out() {
+        assert!(same("foo", &["1, 2"], &["1", "2"]));
+        assert!(same("foo", &["1,2"], &[" 1,  2 "]));
+        assert!(!same("foo", &["1, 2"], &["2, 1"]));
+        assert!(!same("foo", &["1"], &["1", "1"]));
+        assert!(!same("foo", &["12"], &["1", "2"]));
+        assert!(!same("foo", &["A"], &["a"]));
+        assert!(!same("foo", &[], &[""]));
+        assert!(!same("foo", &["\"a, b\""], &["\"a,b\""]));
+        assert!(!same("foo", &["\"a, b"], &["\"a,b"]));
+        assert!(!same("foo", &["\"a", "b\""], &["\"a,b\""]));
+        for name in ["cookie", "user-agent", "authorization"] {
+            assert!(!same(name, &["a, b"], &["a,b"]), "{name}");
+            assert!(!same(name, &["a", "b"], &["a,b"]), "{name}");
+        }
+    }
+
+    #[test]
+    fn languages_are_compared_by_what_is_wanted() {
+        let same = |one, other| same("accept-language", &[one], &[other]);
+        assert!(same("en, de", "eN, De"));
+        assert!(same("en, de", " en ,   de"));
+        assert!(same("de;q=0.5, en", "en;q=1.000,de; q=0.50"));
+        assert!(!same("en, de", "de, en"), "many origins take the first");
+        assert!(!same("en;q=0.5, de", "en, de"));
+        assert!(!same("en", "en;q=0"));
+        assert!(!same("en;q=2", "en;q=3"));
+        assert!(!same("en;x=1", "en"));
+    }
+
+    #[test]
+    fn codings_are_a_set() {
+        let same = |one, other| same("accept-encoding", &[one], &[other]);
+        assert!(same("gzip, br", "BR,gzip"));
+        assert!(!same("gzip, br", "gzip"));
+        assert!(!same("gzip, br;q=0", "gzip, br"));
+    }
+
+    #[test]
+    fn the_most_wanted_language_finds_its_variant() {
+        let wanted = |asked: &str, stored: &[(&str, &str)]| {
+            is_in_wanted_language(&headers(&[("accept-language", asked)]), &headers(stored))
+        };
+        let german = [("content-language", "de")];
+        assert!(wanted("fr;q=0.5, de;q=1.0", &german));
+        assert!(wanted("DE", &german));
+        for asked in ["fr, de", "de, fr", "de;q=0", "fr, de;q=0.9", "", "de;x", "*"] {
+            assert!(!wanted(asked, &german), "{asked}");
+        }
+        assert!(!wanted("de", &[("content-language", "de, en")]));
+        assert!(!wanted("de", &[]));
+    }
+
+    fn any_lines() -> impl Strategy<Value = Vec<String>> {
+        proptest::collection::vec("[ab,;=q01. \"\\\\*-]{0,8}", 0..4)
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(5000))]
+
+        /// Only spaces and commas may differ between values that count as equal.
+        #[test]
+        fn equal_values_are_equal_lists(one in any_lines(), other in any_lines()) {
+            let borrow = |lines: &[String]| lines.iter().map(|line| line.trim().to_owned()).collect::<Vec<_>>();
+            let (one, other) = (borrow(&one), borrow(&other));
+            let refs = |lines: &[String]| value("foo", &lines.iter().map(|line| &**line).collect::<Vec<_>>());
+            if refs(&one) == refs(&other) {
+                let squeeze = |lines: &[String]| {
+                    lines.join(",").chars().filter(|c| *c != ' ' && *c != ',').collect::<String>()
+                };
+                prop_assert_eq!(squeeze(&one), squeeze(&other));
+                prop_assert_eq!(one.is_empty(), other.is_empty());
+            }
+        }
+
+        /// A value says where it ends, so two fields in a row cannot be mistaken for two others.
+        #[test]
+        fn values_in_a_row_cannot_be_confused(lines in proptest::collection::vec(any_lines(), 4)) {
+            let values: Vec<_> = lines.iter().map(|lines| {
+                value("foo", &lines.iter().map(|line| line.trim()).collect::<Vec<_>>())
+            }).collect();
+            let pairs = ([&*values[0], &*values[1]].concat(), [&*values[2], &*values[3]].concat());
+            prop_assert_eq!(pairs.0 == pairs.1, values[0] == values[2] && values[1] == values[3]);
+        }
+    }
+}
