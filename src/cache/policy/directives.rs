@@ -78,19 +78,25 @@ pub(super) fn for_each<'h>(
 }
 
 /// The members of a list, trimmed, without the empty ones. A separator inside a quoted string does not
-/// count; a quote that is never closed is an ordinary character, so that it cannot hide what follows.
+/// count. From a quote that is never closed on, quotes are ordinary characters: one cannot hide what
+/// follows it, and the line is still read in one pass.
 pub(super) fn members(line: &[u8], separator: u8) -> impl Iterator<Item = &[u8]> {
     let mut rest = line;
+    let mut quotes_count = true;
     std::iter::from_fn(move || {
         if rest.is_empty() {
             return None;
         }
         let mut at = 0;
         while at < rest.len() && rest[at] != separator {
-            at += match rest[at] {
-                b'"' => quoted_length(&rest[at..]).unwrap_or(1),
-                _ => 1,
+            let quoted = if rest[at] == b'"' && quotes_count {
+                let length = quoted_length(&rest[at..]);
+                quotes_count = length.is_some();
+                length
+            } else {
+                None
             };
+            at += quoted.unwrap_or(1);
         }
         let member = &rest[..at];
         rest = rest.get(at + 1..).unwrap_or_default();
@@ -208,4 +214,49 @@ pub(super) fn fields_not_to_store(response: &HeaderMap) -> Vec<HeaderName> {
         }
     });
     fields
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, Instant};
+
+    use super::*;
+
+    #[test]
+    fn members_are_split_outside_quotes() {
+        let split = |line: &'static str| {
+            let found =
+                members(line.as_bytes(), b',').map(|member| String::from_utf8_lossy(member));
+            found.collect::<Vec<_>>().join("|")
+        };
+        assert_eq!(split(" a ,, b=\"c, d\" , e"), "a|b=\"c, d\"|e");
+        assert_eq!(split("a=\"b\\\", c\", d"), "a=\"b\\\", c\"|d");
+        assert_eq!(split("a=\"b, c, d"), "a=\"b|c|d");
+        assert_eq!(split(""), "");
+    }
+
+    #[test]
+    fn a_line_of_open_quotes_is_read_in_one_pass() {
+        let line = b"\\\"".repeat(1 << 18);
+        let started = Instant::now();
+        assert_eq!(members(&line[1..], b',').count(), 1);
+        assert!(started.elapsed() < Duration::from_secs(2));
+    }
+
+    #[test]
+    fn seconds_are_digits_up_to_the_cap() {
+        for (text, expected) in [
+            ("0", Some(0)),
+            ("007", Some(7)),
+            ("2147483647", Some(MAX_SECONDS - 1)),
+            ("4294967297", Some(MAX_SECONDS)),
+            ("18446744073709551617", Some(MAX_SECONDS)),
+            ("", None),
+            ("-1", None),
+            ("+1", None),
+            ("1 ", None),
+        ] {
+            assert_eq!(delta_seconds(text.as_bytes()), expected, "{text:?}");
+        }
+    }
 }

@@ -7,6 +7,8 @@
 //! nothing, but many origins let the first one win, and whoever asks for `de, en` should not be given
 //! what was fetched for `en, de`.
 
+use std::cmp::Reverse;
+
 use actix_http::header::{
     ACCEPT_ENCODING, ACCEPT_LANGUAGE, AUTHORIZATION, CONTENT_LANGUAGE, COOKIE, HeaderMap,
     HeaderName, HeaderValue, ORIGIN, REFERER, USER_AGENT, VARY,
@@ -116,50 +118,76 @@ fn has_open_quote(line: &[u8]) -> bool {
 }
 
 /// A list of tokens with weights: lower case, weights in one spelling, most wanted first. Members of
-/// equal weight keep their order, or are sorted where it has no meaning. `false` when a member is
-/// anything else.
+/// equal weight keep their order, or are sorted where it has no meaning. `false` when it is anything else.
 fn weighted<'v>(
     lines: impl Iterator<Item = &'v HeaderValue>,
     ordered: bool,
     out: &mut Vec<u8>,
 ) -> bool {
-    let Some(mut wanted) = weights(lines) else { return false };
+    let mut slots = Weights::default();
+    let Some(wanted) = slots.read(lines) else { return false };
+    // So short a slice is sorted in place, without allocating.
     if ordered {
-        wanted.sort_by_key(|(_, weight)| std::cmp::Reverse(*weight));
+        wanted.sort_by_key(|member| Reverse(member.weight));
     } else {
-        wanted.sort_by(|a, b| b.1.cmp(&a.1).then_with(|| a.0.cmp(&b.0)));
+        let lower = |token: &'v [u8]| token.iter().map(u8::to_ascii_lowercase);
+        wanted.sort_by(|a, b| {
+            b.weight.cmp(&a.weight).then_with(|| lower(a.token).cmp(lower(b.token)))
+        });
     }
-    for (at, (token, weight)) in wanted.iter().enumerate() {
+    for (at, member) in wanted.iter().enumerate() {
         if at > 0 {
             out.push(b',');
         }
-        out.extend_from_slice(token);
-        if *weight != 1000 {
-            out.extend_from_slice(format!(";q={weight}").as_bytes());
+        out.extend(member.token.iter().map(u8::to_ascii_lowercase));
+        if member.weight != FULL {
+            out.push(b';');
+            out.extend([100, 10, 1].map(|place| b'0' + (member.weight / place % 10) as u8));
         }
     }
     true
 }
 
-/// The members of a weighted list in lower case, with their weights in thousandths.
-fn weights<'v>(lines: impl Iterator<Item = &'v HeaderValue>) -> Option<Vec<(Vec<u8>, u16)>> {
-    let mut wanted = Vec::new();
-    for line in lines {
-        for member in members(line.as_bytes(), b',') {
-            let mut parts = member.splitn(2, |byte| *byte == b';');
-            let token = parts.next()?.trim_ascii();
-            let weight = match parts.next() {
-                None => 1000,
-                Some(parameter) => thousandths(parameter.trim_ascii())?,
-            };
-            let is_token = |byte: &u8| byte.is_ascii_alphanumeric() || b"-*_.+".contains(byte);
-            if token.is_empty() || !token.iter().all(is_token) {
-                return None;
+/// A weight of 1, in thousandths.
+const FULL: u16 = 1000;
+
+/// A member of a weighted list.
+#[derive(Debug, Clone, Copy, Default)]
+struct Weighted<'v> {
+    token: &'v [u8],
+    /// In thousandths.
+    weight: u16,
+}
+
+/// Room for the members of a weighted list. Selecting a variant is on the way of every hit, so it is
+/// on the stack; a longer list than any browser sends is compared as it came.
+#[derive(Debug, Default)]
+struct Weights<'v>([Weighted<'v>; 16]);
+
+impl<'v> Weights<'v> {
+    fn read(
+        &mut self,
+        lines: impl Iterator<Item = &'v HeaderValue>,
+    ) -> Option<&mut [Weighted<'v>]> {
+        let mut count = 0;
+        for line in lines {
+            for member in members(line.as_bytes(), b',') {
+                let (token, weight) = match memchr::memchr(b';', member) {
+                    None => (member, FULL),
+                    Some(at) => {
+                        (member[..at].trim_ascii(), thousandths(member[at + 1..].trim_ascii())?)
+                    }
+                };
+                let is_token = |byte: &u8| byte.is_ascii_alphanumeric() || b"-*_.+".contains(byte);
+                if token.is_empty() || !token.iter().all(is_token) {
+                    return None;
+                }
+                *self.0.get_mut(count)? = Weighted { token, weight };
+                count += 1;
             }
-            wanted.push((token.to_ascii_lowercase(), weight));
         }
+        Some(&mut self.0[..count])
     }
-    Some(wanted)
 }
 
 /// `q=0.5` in thousandths.
@@ -189,13 +217,12 @@ fn thousandths(parameter: &[u8]) -> Option<u16> {
 pub fn is_in_wanted_language(request: &HeaderMap, stored: &HeaderMap) -> bool {
     let mut languages = stored.get_all(CONTENT_LANGUAGE);
     let (Some(language), None) = (languages.next(), languages.next()) else { return false };
-    let Some(wanted) = weights(request.get_all(ACCEPT_LANGUAGE)) else { return false };
-    let Some(best) = wanted.iter().map(|(_, weight)| *weight).max().filter(|best| *best > 0) else {
-        return false;
-    };
-    let mut top = wanted.iter().filter(|(_, weight)| *weight == best);
-    let (Some((first, _)), None) = (top.next(), top.next()) else { return false };
-    first.eq_ignore_ascii_case(language.as_bytes().trim_ascii())
+    let mut slots = Weights::default();
+    let Some(wanted) = slots.read(request.get_all(ACCEPT_LANGUAGE)) else { return false };
+    let best = wanted.iter().map(|member| member.weight).max().unwrap_or(0);
+    let mut top = wanted.iter().filter(|member| member.weight == best && best > 0);
+    let (Some(first), None) = (top.next(), top.next()) else { return false };
+    first.token.eq_ignore_ascii_case(language.as_bytes().trim_ascii())
 }
 
 #[cfg(test)]
@@ -260,7 +287,7 @@ mod tests {
 
     #[test]
     fn languages_are_compared_by_what_is_wanted() {
-        let same = |one, other| same("accept-language", &[one], &[other]);
+        let same = |one: &str, other: &str| same("accept-language", &[one], &[other]);
         assert!(same("en, de", "eN, De"));
         assert!(same("en, de", " en ,   de"));
         assert!(same("de;q=0.5, en", "en;q=1.000,de; q=0.50"));
@@ -269,6 +296,9 @@ mod tests {
         assert!(!same("en", "en;q=0"));
         assert!(!same("en;q=2", "en;q=3"));
         assert!(!same("en;x=1", "en"));
+        let many = |last| format!("{}{last}", "en, ".repeat(20));
+        let (one, other) = (many("de"), many("DE"));
+        assert!(same(&one, &one) && !same(&one, &other));
     }
 
     #[test]
