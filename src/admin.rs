@@ -1,1 +1,119 @@
-//! (to be written)
+//! The operator's side: metrics, purges, and a view of what the gateway is doing.
+//!
+//! It listens on an address of its own, loopback by default, and asks for a bearer token where one is
+//! set. It never passes through the public listener's routes, so no route can shadow it and no
+//! client can reach it.
+
+mod cache;
+mod guard;
+
+use std::{net::TcpListener, sync::Arc};
+
+use actix_web::{
+    App, HttpResponse, HttpServer,
+    dev::Server,
+    error::InternalError,
+    http::header::CONTENT_TYPE,
+    middleware::from_fn,
+    web::{self, Data, JsonConfig},
+};
+use serde::Serialize;
+use tracing_actix_web::TracingLogger;
+
+pub use self::guard::Token;
+use crate::{
+    cache::{Cache, stats},
+    problem::{self, Code},
+    proxy::UpstreamStatus,
+    telemetry::{
+        metrics::{Exposition, Registry},
+        request_id,
+    },
+};
+
+/// What the admin side can ask of the running gateway.
+pub trait Inspect: Send + Sync {
+    fn routes(&self) -> Vec<RouteView>;
+    fn upstreams(&self) -> Vec<UpstreamStatus>;
+    /// Why the routes file on disk is not in use, if it is not.
+    fn refused_routes(&self) -> Option<String>;
+}
+
+/// One route, as the operator sees it.
+#[derive(Debug, Serialize)]
+pub struct RouteView {
+    pub name: String,
+    pub path: String,
+    pub host: Option<String>,
+    /// Empty for every method.
+    pub methods: Vec<String>,
+    /// The upstream's name; `None` where the gateway itself responds.
+    pub upstream: Option<String>,
+    pub cache: stats::Snapshot,
+}
+
+/// Everything the handlers need.
+#[derive(Clone)]
+pub struct Context {
+    pub cache: Arc<Cache>,
+    pub registry: Arc<Registry>,
+    pub gateway: Arc<dyn Inspect>,
+    pub token: Option<Token>,
+}
+
+/// Serves the admin side on `listener`, with one worker.
+///
+/// # Errors
+///
+/// When the listener cannot be registered.
+pub fn serve(context: Context, listener: TcpListener) -> std::io::Result<Server> {
+    let server = HttpServer::new(move || {
+        App::new()
+            .app_data(Data::new(context.clone()))
+            .app_data(JsonConfig::default().error_handler(|error, _| {
+                let response = bad_request(&error.to_string());
+                InternalError::from_response(error, response).into()
+            }))
+            .wrap(from_fn(guard::check))
+            .wrap(TracingLogger::default())
+            .route("/metrics", web::get().to(metrics))
+            .service(
+                web::scope("/admin/v1")
+                    .route("/cache/purge", web::post().to(cache::purge))
+                    .route("/cache/stats", web::get().to(cache::stats))
+                    .route("/routes", web::get().to(routes))
+                    .route("/upstreams", web::get().to(upstreams)),
+            )
+            .default_service(web::to(|| async { problem(Code::NotFound, None) }))
+    })
+    .workers(1)
+    .disable_signals()
+    .shutdown_timeout(2)
+    .listen(listener)?;
+    Ok(server.run())
+}
+
+async fn metrics(context: Data<Context>) -> HttpResponse {
+    HttpResponse::Ok()
+        .insert_header((CONTENT_TYPE, Exposition::CONTENT_TYPE))
+        .body(context.registry.render())
+}
+
+async fn routes(context: Data<Context>) -> HttpResponse {
+    HttpResponse::Ok().json(serde_json::json!({
+        "routes": context.gateway.routes(),
+        "refused": context.gateway.refused_routes(),
+    }))
+}
+
+async fn upstreams(context: Data<Context>) -> HttpResponse {
+    HttpResponse::Ok().json(serde_json::json!({ "upstreams": context.gateway.upstreams() }))
+}
+
+fn problem(code: Code, detail: Option<&str>) -> HttpResponse {
+    problem::response(code, detail, request_id::accept_or_new(None).as_str()).into()
+}
+
+fn bad_request(detail: &str) -> HttpResponse {
+    problem(Code::BadAdminRequest, Some(detail))
+}

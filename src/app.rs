@@ -1,1 +1,275 @@
-//! (to be written)
+//! The composition root: builds every part, joins them, runs them and stops them in order.
+
+use std::{future::Future, net::SocketAddr, sync::Arc, time::Duration};
+
+use actix_server::Server;
+use anyhow::Context as _;
+use arc_swap::ArcSwap;
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    time::timeout,
+};
+use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
+
+use crate::{
+    admin::{self, Inspect, RouteView},
+    cache::{self, Cache, clock::Timestamp},
+    config::{Config, TlsFiles},
+    proxy::{self, UpstreamStatus},
+    routes::{self, Action, RouteTable},
+    server::{Readiness, Shared, listen, metrics, snapshot::Snapshot, tls::Certificate, warm},
+    telemetry::metrics::Registry,
+};
+
+/// How often the cache frees what nobody can use any more.
+const SWEEP_INTERVAL: Duration = Duration::from_secs(60);
+
+/// A gateway that listens and is ready to run.
+pub struct App {
+    shared: Arc<Shared>,
+    public: Server,
+    admin: Server,
+    public_address: SocketAddr,
+    admin_address: SocketAddr,
+    grace: Duration,
+    delay: Duration,
+    /// Stopped when the app is dropped.
+    _background: Vec<AbortOnDropHandle<()>>,
+    _watchers: Vec<routes::Watcher>,
+}
+
+impl App {
+    /// Opens the listeners and starts everything that runs beside the requests.
+    ///
+    /// # Errors
+    ///
+    /// When an address cannot be bound or the certificate cannot be read.
+    pub fn build(config: Config, table: RouteTable) -> anyhow::Result<Self> {
+        let registry = Arc::new(Registry::default());
+        let snapshot = Snapshot::build(table, config.cache.default_ttl, &registry, None);
+        let cache = Cache::new(cache::Settings {
+            l1_max_bytes: config.cache.l1_max_bytes,
+            max_object_bytes: config.cache.max_object_bytes,
+        });
+        let shared = Arc::new(Shared {
+            cache: Arc::clone(&cache),
+            snapshot: ArcSwap::from_pointee(snapshot),
+            trusted_proxies: config.server.trusted_proxies.clone(),
+            upstream_tls: proxy::client_config().context("TLS to upstreams")?,
+            registry: Arc::clone(&registry),
+            readiness: Readiness::default(),
+            draining: CancellationToken::new(),
+        });
+
+        metrics::register(&shared);
+        let public_listener = bind(SocketAddr::new(config.server.host, config.server.port))?;
+        let admin_listener = bind(SocketAddr::new(config.admin.host, config.admin.port))?;
+        let public_address = public_listener.local_addr()?;
+        let admin_address = admin_listener.local_addr()?;
+
+        let mut watchers = Vec::new();
+        let acceptor = match &config.server.tls {
+            None => None,
+            Some(files) => {
+                let certificate = Certificate::load(&files.cert, &files.key)?;
+                let acceptor = certificate.acceptor()?;
+                watchers.extend(watch_certificate(files, &certificate)?);
+                Some(acceptor)
+            }
+        };
+        let public = listen::serve(
+            &shared,
+            public_listener,
+            acceptor,
+            config.server.workers,
+            config.server.shutdown_grace,
+        )?;
+        let context = admin::Context {
+            cache: Arc::clone(&cache),
+            registry,
+            gateway: Arc::new(View(Arc::clone(&shared))),
+            token: config.admin.token.as_ref().map(|token| admin::Token::new(token.expose())),
+        };
+        let admin = admin::serve(context, admin_listener)?;
+
+        shared.snapshot.load().upstreams.spawn_health_checks(&shared.upstream_tls);
+        let mut background = vec![spawn(sweep(cache))];
+        if let Some(file) = config.routes.file.clone() {
+            let reload = Arc::new(tokio::sync::Notify::new());
+            let changed = Arc::clone(&reload);
+            watchers.push(routes::watch(&file, move || changed.notify_one())?);
+            background.push(spawn(reload_routes(
+                Arc::clone(&shared),
+                file,
+                config.cache.default_ttl,
+                reload,
+            )));
+        }
+        Ok(Self {
+            shared,
+            public,
+            admin,
+            public_address,
+            admin_address,
+            grace: config.server.shutdown_grace,
+            delay: config.server.shutdown_delay,
+            _background: background,
+            _watchers: watchers,
+        })
+    }
+
+    /// Where the gateway listens.
+    pub fn public_address(&self) -> SocketAddr {
+        self.public_address
+    }
+
+    /// Where the admin side listens.
+    pub fn admin_address(&self) -> SocketAddr {
+        self.admin_address
+    }
+
+    /// Serves until `stop` resolves, then lets open requests finish within the grace period.
+    ///
+    /// Readiness fails first, so that load balancers look elsewhere; after `SHUTDOWN_DELAY` the
+    /// listener closes, and each connection ends with its current request.
+    ///
+    /// # Errors
+    ///
+    /// When a listener ends by itself.
+    pub async fn run_until(self, stop: impl Future<Output = ()>) -> anyhow::Result<()> {
+        let public = self.public.handle();
+        let admin = self.admin.handle();
+        let mut serving = tokio::spawn(self.public);
+        let admin_task = tokio::spawn(self.admin);
+        self.shared.readiness.set_ready();
+        tracing::info!(
+            public_addr = %self.public_address,
+            admin_addr = %self.admin_address,
+            "listening"
+        );
+        warm::spawn(&self.shared, self.public_address);
+        tokio::select! {
+            () = stop => {}
+            ended = &mut serving => anyhow::bail!("the listener ended by itself: {ended:?}"),
+        }
+        tracing::info!("draining");
+        self.shared.readiness.set_draining();
+        tokio::time::sleep(self.delay).await;
+        self.shared.draining.cancel();
+        let drained = timeout(self.grace, public.stop(true)).await;
+        if drained.is_err() {
+            tracing::warn!("requests outlived the grace period of {:?}", self.grace);
+            public.stop(false).await;
+        }
+        admin.stop(true).await;
+        admin_task.abort();
+        tracing::info!("stopped");
+        Ok(())
+    }
+}
+
+fn bind(address: SocketAddr) -> anyhow::Result<std::net::TcpListener> {
+    listen::bind(address).with_context(|| format!("cannot listen on {address}"))
+}
+
+fn spawn(task: impl Future<Output = ()> + Send + 'static) -> AbortOnDropHandle<()> {
+    AbortOnDropHandle::new(tokio::spawn(task))
+}
+
+async fn sweep(cache: Arc<Cache>) {
+    loop {
+        tokio::time::sleep(SWEEP_INTERVAL).await;
+        let cache = Arc::clone(&cache);
+        // A panic there is a defect that the panic hook has reported; the next sweep tries again.
+        let _ = tokio::task::spawn_blocking(move || cache.sweep(Timestamp::now())).await;
+    }
+}
+
+/// Reads the routes file again whenever it changes or the process gets SIGHUP. A good version
+/// replaces the table; a bad one is refused and the old one goes on serving.
+async fn reload_routes(
+    shared: Arc<Shared>,
+    file: std::path::PathBuf,
+    default_ttl: Duration,
+    changed: Arc<tokio::sync::Notify>,
+) {
+    let mut hangup = match signal(SignalKind::hangup()) {
+        Ok(hangup) => hangup,
+        Err(error) => return tracing::error!("SIGHUP cannot be watched: {error}"),
+    };
+    loop {
+        tokio::select! {
+            () = changed.notified() => {}
+            _ = hangup.recv() => {}
+        }
+        match RouteTable::load(&file, &crate::config::Environment) {
+            Ok(table) => {
+                let previous = shared.snapshot.load_full();
+                let snapshot =
+                    Snapshot::build(table, default_ttl, &shared.registry, Some(&previous));
+                let routes = snapshot.table.routes.len();
+                shared.snapshot.store(Arc::new(snapshot));
+                shared.snapshot.load().upstreams.spawn_health_checks(&shared.upstream_tls);
+                shared.readiness.reloaded(None);
+                tracing::info!(routes, "routes reloaded");
+            }
+            Err(errors) => {
+                shared.readiness.reloaded(Some(errors.to_string()));
+                tracing::error!(
+                    "routes file refused, the last good one goes on serving:\n{errors}"
+                );
+            }
+        }
+    }
+}
+
+fn watch_certificate(
+    files: &TlsFiles,
+    certificate: &Arc<Certificate>,
+) -> anyhow::Result<Vec<routes::Watcher>> {
+    [&files.cert, &files.key]
+        .into_iter()
+        .map(|file| {
+            let (files, certificate) = (files.clone(), Arc::clone(certificate));
+            let reload = move || match certificate.reload(&files.cert, &files.key) {
+                Ok(()) => tracing::info!("certificate reloaded"),
+                // Between the writes of its two files a certificate and its key do not match.
+                Err(error) => tracing::warn!("certificate not reloaded: {error}"),
+            };
+            Ok(routes::watch(file, reload)?)
+        })
+        .collect()
+}
+
+/// What the admin side sees.
+struct View(Arc<Shared>);
+
+impl Inspect for View {
+    fn routes(&self) -> Vec<RouteView> {
+        let snapshot = self.0.snapshot.load();
+        snapshot
+            .routes()
+            .map(|(route, running)| RouteView {
+                name: route.name.to_string(),
+                path: route.path.as_str().to_owned(),
+                host: route.host.as_deref().map(str::to_owned),
+                methods: route.methods.iter().flatten().map(ToString::to_string).collect(),
+                upstream: match &route.action {
+                    Action::Proxy { upstream, .. } => {
+                        Some(snapshot.table.upstreams[*upstream].name.to_string())
+                    }
+                    Action::Respond { .. } => None,
+                },
+                cache: running.cache.stats.snapshot(),
+            })
+            .collect()
+    }
+
+    fn upstreams(&self) -> Vec<UpstreamStatus> {
+        self.0.snapshot.load().upstreams.status()
+    }
+
+    fn refused_routes(&self) -> Option<String> {
+        self.0.readiness.refused_routes()
+    }
+}

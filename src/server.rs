@@ -1,1 +1,37 @@
-//! (to be written)
+//! The public side: accepts connections, and takes each request its way.
+//!
+//! `pipeline` is that way, in order. What stands before it is [`front_door`], what it needs from a
+//! routes file is a [`snapshot`], and `origin` joins the cache to the proxy.
+
+pub mod front_door;
+mod health;
+pub mod listen;
+pub mod metrics;
+mod observe;
+mod origin;
+mod pipeline;
+pub mod snapshot;
+pub mod tls;
+pub mod warm;
+
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use ipnet::IpNet;
+use tokio_util::sync::CancellationToken;
+
+pub use self::health::Readiness;
+use self::snapshot::Snapshot;
+use crate::{cache::Cache, telemetry::metrics::Registry};
+
+/// What the workers of one process share.
+pub struct Shared {
+    pub cache: Arc<Cache>,
+    pub snapshot: ArcSwap<Snapshot>,
+    pub trusted_proxies: Vec<IpNet>,
+    pub upstream_tls: Arc<rustls::ClientConfig>,
+    pub registry: Arc<Registry>,
+    pub readiness: Readiness,
+    /// Cancelled when the process stops: connections end after their current request.
+    pub draining: CancellationToken,
+}

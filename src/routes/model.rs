@@ -131,7 +131,7 @@ pub struct Retry {
 /// When an upstream target is left alone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Breaker {
-    /// Failures within `window` that open the breaker.
+    /// Failures in a row, within `window`, that open the breaker.
     pub failures: u32,
     pub window: Duration,
     /// How long it stays open before one request may try again.

@@ -1,0 +1,240 @@
+//! One stored response, kept compact.
+//!
+//! A million small responses have to fit in little more than their own bytes. So an entry is two
+//! allocations: this struct, and one block that holds its key, header values, tags and body. The
+//! header *names* are shared by all entries that have the same ones in the same order, which is
+//! most of a route. A hit clones slices of the block and copies nothing.
+
+use std::{
+    collections::HashSet,
+    hash::BuildHasher,
+    sync::{
+        Arc, LazyLock, Mutex, PoisonError,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+};
+
+use actix_http::{
+    StatusCode,
+    header::{ETAG, HeaderMap, HeaderName, HeaderValue, LAST_MODIFIED},
+};
+use bytes::Bytes;
+use foldhash::quality::FixedState;
+
+use super::{
+    clock::Timestamp,
+    key::{self, KeyRef},
+    policy::Lifetime,
+};
+
+/// A response that may be served again.
+#[derive(Debug)]
+pub struct Entry {
+    pub lifetime: Lifetime,
+    /// The purge generation before the origin was asked: whatever was purged later kills the entry.
+    pub filled_at: u64,
+    /// What the purge ledger found when it last looked, and as of which generation.
+    checked: AtomicU64,
+    /// Hash of the route's name.
+    pub route: u64,
+    /// Hash of host, path and query.
+    pub url: u64,
+    /// Hash of the tenant; zero for none.
+    pub tenant: u64,
+    status: StatusCode,
+    /// Whether a compressed copy makes sense: then the response says that it varies.
+    pub compressible: bool,
+    /// Whether somebody makes that copy.
+    compressing: AtomicBool,
+    has_validator: bool,
+    key_end: u32,
+    tags_end: u32,
+    body_start: u32,
+    names: Arc<[HeaderName]>,
+    block: Bytes,
+    /// The body once more, compressed with gzip; empty when there is none.
+    gzip: Bytes,
+}
+
+/// What an entry is made of.
+#[derive(Debug)]
+pub struct Parts<'a> {
+    pub key: KeyRef<'a>,
+    pub lifetime: Lifetime,
+    pub filled_at: u64,
+    pub status: StatusCode,
+    pub headers: &'a HeaderMap,
+    pub route: &'a str,
+    pub tenant: &'a str,
+    pub tags: &'a [String],
+    pub compressible: bool,
+}
+
+/// Bytes an entry takes besides its block and its compressed body: the struct and its reference
+/// count, the block's own count, the share of the index, and what the allocator rounds up.
+/// Measured by filling a cache with a million entries.
+const OVERHEAD: u64 = 360;
+
+impl Entry {
+    /// Packs a response; `body` comes in the chunks it arrived in.
+    pub fn pack(parts: &Parts<'_>, body: &[Bytes]) -> Self {
+        let body_length: usize = body.iter().map(Bytes::len).sum();
+        let mut values = 0;
+        let mut names = Vec::with_capacity(parts.headers.len());
+        for (name, value) in parts.headers {
+            names.push(name.clone());
+            values += 4 + value.len();
+        }
+        let key = parts.key.bytes();
+        let mut block = Vec::with_capacity(key.len() + parts.tags.len() * 8 + values + body_length);
+        block.extend_from_slice(key);
+        let key_end = block.len() as u32;
+        for tag in parts.tags {
+            block.extend_from_slice(&hash_text(tag).to_le_bytes());
+        }
+        let tags_end = block.len() as u32;
+        for (_, value) in parts.headers {
+            block.extend_from_slice(&(value.len() as u32).to_le_bytes());
+            block.extend_from_slice(value.as_bytes());
+        }
+        let body_start = block.len() as u32;
+        for chunk in body {
+            block.extend_from_slice(chunk);
+        }
+        Self {
+            lifetime: parts.lifetime,
+            filled_at: parts.filled_at,
+            checked: AtomicU64::new(parts.filled_at << 1),
+            route: hash_text(parts.route),
+            url: key::target(key).map_or(0, |(host, path, query)| hash_url(host, path, query)),
+            tenant: hash_text(parts.tenant),
+            status: parts.status,
+            compressible: parts.compressible,
+            compressing: AtomicBool::new(false),
+            has_validator: parts.headers.contains_key(ETAG)
+                || parts.headers.contains_key(LAST_MODIFIED),
+            key_end,
+            tags_end,
+            body_start,
+            names: shared(names),
+            block: Bytes::from(block),
+            gzip: Bytes::new(),
+        }
+    }
+
+    /// The same response with a compressed copy of its body beside it.
+    pub fn with_gzip(&self, gzip: Bytes) -> Self {
+        Self {
+            checked: AtomicU64::new(self.checked.load(Ordering::Relaxed)),
+            compressing: AtomicBool::new(true),
+            names: Arc::clone(&self.names),
+            block: self.block.clone(),
+            gzip,
+            ..*self
+        }
+    }
+
+    /// Whether the caller is to make the compressed copy: true once.
+    pub fn claim_compression(&self) -> bool {
+        !self.compressing.swap(true, Ordering::Relaxed)
+    }
+
+    /// When it is of no use any more, not even stale.
+    pub fn keep_until(&self) -> Timestamp {
+        self.lifetime.keep_until(self.has_validator)
+    }
+
+    pub fn key(&self) -> &[u8] {
+        &self.block[..self.key_end as usize]
+    }
+
+    pub fn status(&self) -> StatusCode {
+        self.status
+    }
+
+    pub fn body(&self) -> Bytes {
+        self.block.slice(self.body_start as usize..)
+    }
+
+    pub fn body_length(&self) -> usize {
+        self.block.len() - self.body_start as usize
+    }
+
+    /// The compressed body, if there is one.
+    pub fn gzip(&self) -> Option<Bytes> {
+        (!self.gzip.is_empty()).then(|| self.gzip.clone())
+    }
+
+    /// The stored header fields, in the order they were stored.
+    pub fn headers(&self) -> impl Iterator<Item = (&HeaderName, HeaderValue)> {
+        let mut at = self.tags_end as usize;
+        self.names.iter().filter_map(move |name| {
+            let (length, _) = self.block[at..].split_first_chunk::<4>()?;
+            let start = at + 4;
+            at = start + u32::from_le_bytes(*length) as usize;
+            Some((name, HeaderValue::from_maybe_shared(self.block.slice(start..at)).ok()?))
+        })
+    }
+
+    /// The stored header fields as a map, for decisions off the hit path.
+    pub fn header_map(&self) -> HeaderMap {
+        self.headers().map(|(name, value)| (name.clone(), value)).collect()
+    }
+
+    /// Hashes of the tags.
+    pub fn tags(&self) -> impl Iterator<Item = u64> {
+        self.block[self.key_end as usize..self.tags_end as usize]
+            .as_chunks::<8>()
+            .0
+            .iter()
+            .map(|bytes| u64::from_le_bytes(*bytes))
+    }
+
+    /// Bytes of memory this entry takes.
+    pub fn weight(&self) -> u64 {
+        OVERHEAD + (self.block.len() + self.gzip.len()) as u64
+    }
+
+    /// The generation the ledger last checked this entry at, and whether it was softly purged.
+    pub fn checked(&self) -> (u64, bool) {
+        let value = self.checked.load(Ordering::Relaxed);
+        (value >> 1, value & 1 == 1)
+    }
+
+    /// Remembers a check, so that the next look-up need not repeat it.
+    pub fn set_checked(&self, generation: u64, soft: bool) {
+        self.checked.store(generation << 1 | u64::from(soft), Ordering::Relaxed);
+    }
+}
+
+/// A hash that is the same in every process, for what purges name.
+pub fn hash_text(text: &str) -> u64 {
+    if text.is_empty() {
+        return 0;
+    }
+    FixedState::default().hash_one(text)
+}
+
+/// The hash of a URL, whatever its scheme.
+pub fn hash_url(host: &str, path: &str, query: Option<&str>) -> u64 {
+    FixedState::default().hash_one((host, path, query))
+}
+
+/// Lists of header names in use, each once.
+static NAMES: LazyLock<Mutex<HashSet<Arc<[HeaderName]>>>> = LazyLock::new(Mutex::default);
+
+/// Beyond this many lists an entry keeps its own: an origin that invents header names must not grow
+/// a table that nothing shrinks.
+const MAX_SHARED: usize = 4096;
+
+fn shared(names: Vec<HeaderName>) -> Arc<[HeaderName]> {
+    let mut known = NAMES.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(list) = known.get(&names[..]) {
+        return Arc::clone(list);
+    }
+    let list: Arc<[HeaderName]> = names.into();
+    if known.len() < MAX_SHARED {
+        known.insert(Arc::clone(&list));
+    }
+    list
+}

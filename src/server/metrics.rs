@@ -1,0 +1,80 @@
+//! What the operator's metrics say of the cache, the upstreams and reloads.
+//!
+//! The counters live where things happen; here they are only written out, when somebody asks.
+
+use std::sync::{Arc, Weak};
+
+use super::{Shared, snapshot::Snapshot};
+use crate::{proxy::BreakerState, telemetry::metrics::Exposition};
+
+/// Makes the registry of `shared` write out everything else that `shared` holds.
+pub fn register(shared: &Arc<Shared>) {
+    let weak = Arc::downgrade(shared);
+    shared.registry.register_collector(move |out| {
+        if let Some(shared) = Weak::upgrade(&weak) {
+            let snapshot = shared.snapshot.load();
+            cache(&shared, &snapshot, out);
+            upstreams(&snapshot, out);
+            shared.readiness.collect(out);
+        }
+    });
+}
+
+fn cache(shared: &Shared, snapshot: &Snapshot, out: &mut Exposition) {
+    let usage = shared.cache.usage();
+    out.gauge("portway_cache_l1_entries", "Entries in the memory tier").sample(&[], usage.entries);
+    out.gauge("portway_cache_l1_bytes", "Bytes the memory tier takes, everything counted")
+        .sample(&[], usage.bytes);
+    out.gauge("portway_cache_l1_max_bytes", "Bytes the memory tier may take")
+        .sample(&[], usage.max_bytes);
+    out.counter("portway_cache_l1_evictions_total", "Entries pushed out or refused for space")
+        .sample(&[], usage.evictions);
+    out.gauge("portway_cache_remembered_purges", "Purges remembered until the next sweep")
+        .sample(&[], shared.cache.remembered_purges());
+    let mut family = out.counter(
+        "portway_cache_events_total",
+        "What the cache did, by route: hits, misses, stored, coalesced, errors and so on",
+    );
+    for (route, running) in snapshot.routes() {
+        for (event, count) in running.cache.stats.snapshot().iter() {
+            family.sample(&[("route", &route.name), ("event", event)], count);
+        }
+    }
+}
+
+fn upstreams(snapshot: &Snapshot, out: &mut Exposition) {
+    let upstreams = snapshot.upstreams.status();
+    let targets = || {
+        upstreams.iter().flat_map(|upstream| {
+            upstream.targets.iter().map(|target| {
+                let labels = [("upstream", &*upstream.name), ("target", &*target.url)];
+                (labels, target)
+            })
+        })
+    };
+    let mut family = out.gauge("portway_upstream_healthy", "1 where active checks succeed");
+    targets().for_each(|(labels, target)| {
+        family.sample(&labels, u8::from(target.healthy));
+    });
+    let mut family =
+        out.gauge("portway_upstream_breaker_open", "1 where no request is let through");
+    targets().for_each(|(labels, target)| {
+        family.sample(&labels, u8::from(target.breaker == BreakerState::Open));
+    });
+    let mut family = out.gauge("portway_upstream_in_flight", "Requests under way");
+    targets().for_each(|(labels, target)| {
+        family.sample(&labels, target.in_flight);
+    });
+    let mut family = out.counter("portway_upstream_requests_total", "Requests sent");
+    targets().for_each(|(labels, target)| {
+        family.sample(&labels, target.requests);
+    });
+    let mut family = out.counter("portway_upstream_failures_total", "Requests that failed");
+    targets().for_each(|(labels, target)| {
+        family.sample(&labels, target.failures);
+    });
+    let mut family = out.counter("portway_upstream_retries_total", "Requests that were a retry");
+    targets().for_each(|(labels, target)| {
+        family.sample(&labels, target.retries);
+    });
+}

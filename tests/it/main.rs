@@ -1,0 +1,20 @@
+//! Tests of the running gateway: one binary, a file per promise, and the lab they share.
+
+mod lab;
+
+mod architecture;
+mod cache;
+mod cache_purge;
+mod cache_stale;
+mod config;
+mod demo;
+mod front_door;
+mod health;
+mod http_cache_tests;
+mod lab_works;
+mod memory;
+mod observability;
+mod proxy;
+mod proxy_faults;
+mod reload;
+mod shutdown;
