@@ -155,7 +155,7 @@ impl Fetch {
             self.cache.l1.insert(self.key.borrow(), Slot::Entry(Arc::clone(&entry)));
             self.announce(Landing::Validated(Arc::clone(&entry)));
         } else {
-            self.remember_unshared(now);
+            self.remember_unshared(now, filling);
             self.announce(Landing::Unshared);
         }
         let handling = Handling {
@@ -196,7 +196,7 @@ impl Fetch {
                 // `HEAD` says nothing about sharing.
                 let telling = self.stored.is_none() || response.status.as_u16() < 500;
                 if telling && *request.method == Method::GET {
-                    self.remember_unshared(received_at);
+                    self.remember_unshared(received_at, &filling);
                 }
                 self.announce(Landing::Unshared);
                 return passthrough(response, handling);
@@ -210,11 +210,11 @@ impl Fetch {
         };
         if length.is_some_and(|length| length > max || !share.take(length)) {
             self.route.stats.too_large.add(1);
-            self.remember_unshared(received_at);
+            self.remember_unshared(received_at, &filling);
             self.announce(Landing::Unshared);
             return passthrough(response, handling);
         }
-        let variants = self.variants(names, request.headers);
+        let variants = self.variants(names, request.headers, &filling);
         let key = match &variants {
             Some(variants) => variants.key_for(&self.primary, request.headers),
             None => self.primary.clone(),
@@ -279,7 +279,12 @@ impl Fetch {
     }
 
     /// The variants of the primary key, when the response varies or others before it did.
-    fn variants(&self, mut names: Vec<HeaderName>, request: &HeaderMap) -> Option<Arc<Variants>> {
+    fn variants(
+        &self,
+        mut names: Vec<HeaderName>,
+        request: &HeaderMap,
+        filling: &Filling,
+    ) -> Option<Arc<Variants>> {
         let l1 = &self.cache.l1;
         let known = match l1.peek(self.primary.borrow()) {
             Some(Slot::Variants(variants)) => Some(variants),
@@ -299,7 +304,7 @@ impl Fetch {
         if names.is_empty() {
             return None;
         }
-        let variants = Arc::new(Variants::new(self.primary.clone(), names));
+        let variants = Arc::new(Variants::new(self.primary.clone(), names, filling.began_at()));
         l1.insert(self.primary.borrow(), Slot::Variants(Arc::clone(&variants)));
         Some(variants)
     }
@@ -334,11 +339,11 @@ impl Fetch {
         Rules { default_ttl, ..self.route.rules }
     }
 
-    fn remember_unshared(&self, now: Timestamp) {
+    fn remember_unshared(&self, now: Timestamp, filling: &Filling) {
         if self.known_unshared {
             return;
         }
-        let mark = Unshared::new(self.key.clone(), now.after(UNSHARED_FOR));
+        let mark = Unshared::new(self.key.clone(), now.after(UNSHARED_FOR), filling.began_at());
         self.cache.l1.insert(self.key.borrow(), Slot::Unshared(Arc::new(mark)));
     }
 }

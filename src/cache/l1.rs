@@ -41,6 +41,8 @@ pub struct Variants {
     pub names: Vec<HeaderName>,
     /// Part of the variants' keys, so that dropping this drops them all.
     generation: u64,
+    /// Like an entry's.
+    filled_at: u64,
     stored: AtomicU32,
 }
 
@@ -52,6 +54,8 @@ pub struct Variants {
 pub struct Unshared {
     key: Key,
     pub until: Timestamp,
+    /// Like an entry's.
+    filled_at: u64,
 }
 
 /// More variants than this and the oldest idea of what varies is dropped with all of them.
@@ -60,9 +64,9 @@ const MAX_VARIANTS: u32 = 64;
 static VARIANTS_GENERATION: AtomicU64 = AtomicU64::new(1);
 
 impl Variants {
-    pub fn new(key: Key, names: Vec<HeaderName>) -> Self {
+    pub fn new(key: Key, names: Vec<HeaderName>, filled_at: u64) -> Self {
         let generation = VARIANTS_GENERATION.fetch_add(1, Ordering::Relaxed);
-        Self { key, names, generation, stored: AtomicU32::new(0) }
+        Self { key, names, generation, filled_at, stored: AtomicU32::new(0) }
     }
 
     /// The key of the response that these request headers select.
@@ -77,8 +81,8 @@ impl Variants {
 }
 
 impl Unshared {
-    pub fn new(key: Key, until: Timestamp) -> Self {
-        Self { key, until }
+    pub fn new(key: Key, until: Timestamp, filled_at: u64) -> Self {
+        Self { key, until, filled_at }
     }
 }
 
@@ -91,7 +95,7 @@ impl Slot {
         }
     }
 
-    fn weight(&self) -> u64 {
+    pub(super) fn weight(&self) -> u64 {
         match self {
             Self::Entry(entry) => entry.weight(),
             Self::Variants(variants) => 300 + (variants.names.len() * 32) as u64,

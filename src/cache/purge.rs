@@ -370,7 +370,7 @@ impl Selector {
 
 /// `*` stands for any run of bytes, `?` for one. Linear in practice and never exponential: only
 /// the last `*` is ever tried again.
-fn glob_matches(glob: &[u8], text: &[u8]) -> bool {
+pub(super) fn glob_matches(glob: &[u8], text: &[u8]) -> bool {
     let (mut g, mut t) = (0, 0);
     let mut star: Option<(usize, usize)> = None;
     while t < text.len() {
