@@ -192,7 +192,10 @@ impl Ledger {
         let notes = self.notes.read().unwrap_or_else(PoisonError::into_inner);
         // Read under the lock: notes up to this generation are all there.
         let generation = self.generation();
-        let verdict = notes.judge(entry, entry.filled_at);
+        let (_, soft) = entry.checked();
+        // The note of a soft purge is forgotten while what it named lives on, and stays purged.
+        let known = if soft { Verdict::SoftlyPurged } else { Verdict::Live };
+        let verdict = worse(known, notes.judge(entry, entry.filled_at));
         if verdict != Verdict::Dead {
             entry.set_checked(generation, verdict == Verdict::SoftlyPurged);
         }

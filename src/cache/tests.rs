@@ -26,7 +26,7 @@ use std::{
 
 use actix_http::{
     Method, StatusCode,
-    body::MessageBody as _,
+    body::{BodySize, MessageBody as _},
     header::{HeaderMap, HeaderName, HeaderValue},
 };
 use bytes::Bytes;
@@ -41,7 +41,7 @@ use super::{
     policy::Rules,
     serve::{Answer, Request},
 };
-use crate::{problem::Code, telemetry::metrics::CacheOutcome};
+use crate::problem::Code;
 
 /// What an origin is asked.
 #[derive(Debug, Clone)]
@@ -216,7 +216,6 @@ struct Got {
     body: Bytes,
     /// Whether it broke off.
     cut: bool,
-    outcome: CacheOutcome,
 }
 
 impl Got {
@@ -271,7 +270,7 @@ impl Lab {
     /// The whole response.
     async fn get(&self, asks: &Asks) -> Result<Got, Failure> {
         let answer = self.ask(asks).await?;
-        Ok(read(answer).await)
+        Ok(read(answer, asks.method == Method::HEAD).await)
     }
 
     /// The whole response, in a task of its own.
@@ -281,9 +280,12 @@ impl Lab {
     }
 }
 
-async fn read(answer: Answer) -> Got {
-    let outcome = answer.outcome;
+async fn read(answer: Answer, head: bool) -> Got {
     let (response, mut body) = answer.response.into_parts();
+    let announced = match body.size() {
+        BodySize::Sized(length) if !head => Some(length as usize),
+        _ => None,
+    };
     let (mut bytes, mut cut) = (Vec::new(), false);
     while let Some(item) = std::future::poll_fn(|cx| Pin::new(&mut body).poll_next(cx)).await {
         match item {
@@ -294,8 +296,10 @@ async fn read(answer: Answer) -> Got {
             }
         }
     }
+    // The announced length tells a client that not everything came.
+    cut |= announced.is_some_and(|length| bytes.len() < length);
     let (status, headers) = (response.status(), response.headers().clone());
-    Got { status, headers, body: bytes.into(), cut, outcome }
+    Got { status, headers, body: bytes.into(), cut }
 }
 
 /// A whole response.
@@ -308,7 +312,10 @@ fn fields(headers: &[(&str, &str)]) -> HeaderMap {
     headers
         .iter()
         .map(|(name, value)| {
-            (HeaderName::from_bytes(name.as_bytes()).unwrap(), HeaderValue::from_str(value).unwrap())
+            (
+                HeaderName::from_bytes(name.as_bytes()).unwrap(),
+                HeaderValue::from_str(value).unwrap(),
+            )
         })
         .collect()
 }

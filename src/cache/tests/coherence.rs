@@ -5,9 +5,8 @@ use super::{world::World, *};
 async fn schedule(seed: u64, steps: u64) {
     let world = World::new();
     let mut dice = Dice(seed);
-    let acts: Vec<_> = (0..steps)
-        .map(|_| actix_rt::spawn(world.clone().act(Dice(dice.roll(u64::MAX)))))
-        .collect();
+    let acts: Vec<_> =
+        (0..steps).map(|_| actix_rt::spawn(world.clone().act(Dice(dice.roll(u64::MAX))))).collect();
     for act in acts {
         act.await.unwrap_or_else(|error| panic!("schedule {seed}: {error}"));
     }

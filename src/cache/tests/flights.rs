@@ -43,17 +43,27 @@ async fn many_requests_for_a_cold_key_are_one_fetch() {
 
 #[actix_rt::test]
 async fn when_a_leader_vanishes_the_next_leads() {
-    let (lab, gate) = gated(FRESH);
-    let asks = Asks::get("/");
-    let readers: Vec<_> = (0..5).map(|_| lab.start(&asks)).collect();
+    let opened = gate();
+    let (waits, leading) = (Arc::clone(&opened), Arc::new(AtomicUsize::new(0)));
+    let leads = Arc::clone(&leading);
+    let lab = Lab::new(move |call| {
+        let gate = Arc::clone(&waits);
+        leads.store(call.header("x-caller").parse().unwrap(), Ordering::SeqCst);
+        async move {
+            pass(&gate).await;
+            Ok(reply(200, FRESH, &format!("answer {}", call.number)))
+        }
+    });
+    let start = |at: usize| lab.start(&Asks::get("/").header("x-caller", &at.to_string()));
+    let mut readers: Vec<_> = (0..5).map(|at| Some(start(at))).collect();
     settle().await;
-    for (at, reader) in readers.iter().enumerate().take(3) {
-        assert_eq!(lab.site.calls(), at + 1);
-        reader.abort();
+    for gone in 1..=3 {
+        assert_eq!(lab.site.calls(), gone);
+        readers[leading.load(Ordering::SeqCst)].take().expect("it is there yet").abort();
         settle().await;
     }
-    gate.add_permits(10);
-    for reader in readers.into_iter().skip(3) {
+    opened.add_permits(10);
+    for reader in readers.into_iter().flatten() {
         assert_eq!(in_time(reader).await.unwrap().unwrap().text(), "answer 4");
     }
     assert_eq!((lab.site.calls(), lab.site.most_at_once()), (4, 1));

@@ -33,7 +33,8 @@ proptest! {
 fn a_hostile_glob_takes_no_longer_than_its_length_times_the_texts() {
     let text = "a".repeat(8000);
     let started = std::time::Instant::now();
-    for glob in ["*a".repeat(2000) + "b", "*".repeat(8000) + "b", format!("*{}b", "a".repeat(4000))] {
+    for glob in ["*a".repeat(2000) + "b", "*".repeat(8000) + "b", format!("*{}b", "a".repeat(4000))]
+    {
         assert!(!glob_matches(glob.as_bytes(), text.as_bytes()));
     }
     assert!(started.elapsed() < Duration::from_secs(2), "{:?}", started.elapsed());
@@ -42,8 +43,7 @@ fn a_hostile_glob_takes_no_longer_than_its_length_times_the_texts() {
 fn entry(path: &str, filled_at: u64, tag: &str) -> Arc<Entry> {
     let headers = fields(&[("cache-control", "max-age=100")]);
     let (none, now, rules) = (HeaderMap::new(), Timestamp::now(), Rules::default());
-    let decision =
-        policy::decide(&Method::GET, &none, StatusCode::OK, &headers, now, now, &rules);
+    let decision = policy::decide(&Method::GET, &none, StatusCode::OK, &headers, now, now, &rules);
     let Decision::Store(lifetime) = decision else { panic!("{decision:?}") };
     let key = Parts { host: "a.test", path, query: None, route: "r", scope: "" }.to_key();
     let parts = entry::Parts {
@@ -65,7 +65,9 @@ const PATHS: [&str; 4] = ["/a/1", "/a/2", "/b/1", "/b/2"];
 fn selector(kind: u8, which: usize) -> Selector {
     let host = None;
     match kind % 7 {
-        0 => Selector::Url { host: "a.test".to_owned(), path: PATHS[which].to_owned(), query: None },
+        0 => {
+            Selector::Url { host: "a.test".to_owned(), path: PATHS[which].to_owned(), query: None }
+        }
         1 => Selector::Tag(PATHS[which].to_owned()),
         2 => Selector::Prefix { host, path: PATHS[which][..2].to_owned() },
         3 => Selector::Pattern { host, glob: format!("*{}", &PATHS[which][2..]) },

@@ -197,7 +197,11 @@ async fn tags_are_the_wrappers_and_the_handlers() {
 async fn a_write_invalidates_what_it_wrote_to() {
     let calls = Calls::default();
     let app = app!(cached().1, calls, |n: usize, request: HttpRequest, _| {
-        if request.method() == Method::GET { fresh(n.to_string()) } else { HttpResponse::NoContent().finish() }
+        if request.method() == Method::GET {
+            fresh(n.to_string())
+        } else {
+            HttpResponse::NoContent().finish()
+        }
     });
     ask(&app, get("/1")).await;
     ask(&app, get("/2")).await;

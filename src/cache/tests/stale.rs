@@ -158,7 +158,8 @@ async fn what_was_purged_softly_does_not_become_fresh_when_the_purge_is_forgotte
 #[actix_rt::test]
 async fn a_validated_response_keeps_its_tags() {
     let lab = Lab::new(|call| async move {
-        let headers = [("cache-control", "max-age=1"), ("age", "5"), ("etag", "\"a\""), ("cache-tag", "t")];
+        let headers =
+            [("cache-control", "max-age=1"), ("age", "5"), ("etag", "\"a\""), ("cache-tag", "t")];
         let later = [("cache-control", "max-age=100"), ("etag", "\"a\"")];
         Ok(if call.validates() { reply(304, &later, "") } else { reply(200, &headers, "x") })
     });

@@ -98,7 +98,8 @@ proptest! {
 #[test]
 fn responses_with_the_same_fields_share_their_names() {
     let names = |values: [&str; 8]| {
-        let pairs: Vec<_> = ["a", "b", "c", "d", "e", "f", "g", "h"].into_iter().zip(values).collect();
+        let pairs: Vec<_> =
+            ["a", "b", "c", "d", "e", "f", "g", "h"].into_iter().zip(values).collect();
         let entry = pack(&key("/"), 0, &fields(&pairs), &[], &[]);
         entry.headers().map(|(name, _)| std::ptr::from_ref(name)).collect::<Vec<_>>()
     };

@@ -41,8 +41,7 @@ async fn all_who_waited_for_a_private_response_ask_side_by_side() {
 }
 
 fn mark(lab: &Lab, path: &str) -> Option<Arc<Unshared>> {
-    let parts =
-        Parts { host: "a.test", path, query: None, route: "r", scope: "" };
+    let parts = Parts { host: "a.test", path, query: None, route: "r", scope: "" };
     match lab.cache.l1.peek(parts.to_key().borrow()) {
         Some(Slot::Unshared(mark)) => Some(mark),
         _ => None,
@@ -74,7 +73,9 @@ async fn that_a_response_was_private_is_remembered_for_ten_seconds() {
 async fn a_page_that_becomes_private_after_a_purge_is_remembered_as_well() {
     let lab = Lab::new(|call| async move {
         Ok(match call.number {
-            1 => reply(200, &[("cache-control", "max-age=1"), ("age", "5"), ("etag", "\"a\"")], "a"),
+            1 => {
+                reply(200, &[("cache-control", "max-age=1"), ("age", "5"), ("etag", "\"a\"")], "a")
+            }
             _ => reply(200, &[("cache-control", "private")], "b"),
         })
     });
@@ -127,7 +128,9 @@ async fn an_answer_to_a_clients_own_condition_says_nothing_about_sharing() {
 async fn one_busy_answer_does_not_undo_what_is_stored() {
     let lab = Lab::new(|call| async move {
         Ok(match call.number {
-            1 => reply(200, &[("cache-control", "max-age=1"), ("age", "5"), ("etag", "\"a\"")], "a"),
+            1 => {
+                reply(200, &[("cache-control", "max-age=1"), ("age", "5"), ("etag", "\"a\"")], "a")
+            }
             2 => reply(503, &[], "busy"),
             _ => reply(304, &[("cache-control", "max-age=100"), ("etag", "\"a\"")], ""),
         })

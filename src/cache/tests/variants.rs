@@ -69,7 +69,9 @@ async fn a_route_adds_what_its_responses_do_not_name() {
 async fn a_page_that_begins_to_vary_after_a_purge_is_cached_again() {
     let lab = Lab::new(|call| async move {
         Ok(match call.number {
-            1 => reply(200, &[("cache-control", "max-age=1"), ("age", "5"), ("etag", "\"a\"")], "a"),
+            1 => {
+                reply(200, &[("cache-control", "max-age=1"), ("age", "5"), ("etag", "\"a\"")], "a")
+            }
             _ => reply(200, &[("cache-control", "max-age=100"), ("vary", "x-lang")], "b"),
         })
     });
@@ -107,7 +109,8 @@ async fn more_variants_than_the_cap_begin_anew() {
     }
     let mut hits = 0;
     for number in 0..200 {
-        let only = asks("x-lang", &number.to_string(), "").header("cache-control", "only-if-cached");
+        let only =
+            asks("x-lang", &number.to_string(), "").header("cache-control", "only-if-cached");
         if let Ok(got) = lab.get(&only).await {
             assert!(got.text().starts_with(&format!("x-lang={number} ")), "{}", got.text());
             hits += 1;
