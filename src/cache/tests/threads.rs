@@ -6,7 +6,7 @@ use super::{world::World, *};
 
 #[test]
 fn a_read_after_a_purge_never_sees_what_was_before_it_on_several_threads() {
-    for round in 0..6 {
+    for round in 0..4 {
         let world = World::new();
         thread::scope(|scope| {
             for worker in 0..4 {
