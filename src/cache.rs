@@ -32,6 +32,8 @@ pub mod purge;
 mod respond;
 pub mod serve;
 pub mod stats;
+#[cfg(test)]
+mod tests;
 
 use std::{pin::Pin, sync::Arc, task};
 

@@ -51,6 +51,8 @@ pub struct Entry {
     tags_end: u32,
     body_start: u32,
     names: Arc<[HeaderName]>,
+    /// Bytes of a list of names that is this entry's alone.
+    own_names: u32,
     block: Bytes,
     /// The body once more, compressed with gzip; empty when there is none.
     gzip: Bytes,
@@ -79,12 +81,12 @@ impl Entry {
     /// Packs a response; `body` comes in the chunks it arrived in.
     pub fn pack(parts: &Parts<'_>, body: &[Bytes]) -> Self {
         let body_length: usize = body.iter().map(Bytes::len).sum();
-        let mut values = 0;
-        let mut names = Vec::with_capacity(parts.headers.len());
-        for (name, value) in parts.headers {
-            names.push(name.clone());
-            values += 4 + value.len();
-        }
+        // A header map yields its names in a different order each time, and only lists in one order
+        // are the same list. Lines of one name stay as they are.
+        let mut fields: Vec<_> = parts.headers.iter().collect();
+        fields.sort_by(|(a, _), (b, _)| a.as_str().cmp(b.as_str()));
+        let values: usize = fields.iter().map(|(_, value)| 4 + value.len()).sum();
+        let (names, own_names) = shared(fields.iter().map(|(name, _)| (*name).clone()).collect());
         let key = parts.key.bytes();
         let mut block = Vec::with_capacity(key.len() + parts.tags.len() * 8 + values + body_length);
         block.extend_from_slice(key);
@@ -93,7 +95,7 @@ impl Entry {
             block.extend_from_slice(&hash_text(tag).to_le_bytes());
         }
         let tags_end = block.len() as u32;
-        for (_, value) in parts.headers {
+        for (_, value) in &fields {
             block.extend_from_slice(&(value.len() as u32).to_le_bytes());
             block.extend_from_slice(value.as_bytes());
         }
@@ -116,7 +118,8 @@ impl Entry {
             key_end,
             tags_end,
             body_start,
-            names: shared(names),
+            names,
+            own_names,
             block: Bytes::from(block),
             gzip: Bytes::new(),
         }
@@ -192,7 +195,7 @@ impl Entry {
 
     /// Bytes of memory this entry takes.
     pub fn weight(&self) -> u64 {
-        OVERHEAD + (self.block.len() + self.gzip.len()) as u64
+        OVERHEAD + u64::from(self.own_names) + (self.block.len() + self.gzip.len()) as u64
     }
 
     /// The generation the ledger last checked this entry at, and whether it was softly purged.
@@ -227,14 +230,18 @@ static NAMES: LazyLock<Mutex<HashSet<Arc<[HeaderName]>>>> = LazyLock::new(Mutex:
 /// a table that nothing shrinks.
 const MAX_SHARED: usize = 4096;
 
-fn shared(names: Vec<HeaderName>) -> Arc<[HeaderName]> {
+/// The list of these names, and how many bytes it takes where it is not shared.
+fn shared(names: Vec<HeaderName>) -> (Arc<[HeaderName]>, u32) {
     let mut known = NAMES.lock().unwrap_or_else(PoisonError::into_inner);
     if let Some(list) = known.get(&names[..]) {
-        return Arc::clone(list);
+        return (Arc::clone(list), 0);
     }
     let list: Arc<[HeaderName]> = names.into();
     if known.len() < MAX_SHARED {
         known.insert(Arc::clone(&list));
+        return (list, 0);
     }
-    list
+    let text: usize = list.iter().map(|name| name.as_str().len()).sum();
+    let bytes = size_of_val(&*list) + text;
+    (list, bytes as u32)
 }

@@ -1,6 +1,6 @@
 //! One request to the origin, and what becomes of its response: stored, validated or passed on.
 
-use std::{rc::Rc, sync::Arc};
+use std::{rc::Rc, sync::Arc, time::Duration};
 
 use actix_http::{
     Method, Response, StatusCode,
@@ -141,7 +141,18 @@ impl Fetch {
             // Good for this client, by the origin's word, and for nobody after it.
             Decision::Refuse(_) => old.lifetime,
         };
-        let parts = self.parts(request, old.status(), &headers, lifetime, filling.began_at());
+        // A 304 may say for the first time what the response varies on.
+        let variants = match policy::vary(&headers, &self.route.vary) {
+            Vary::Names(names) if matches!(decision, Decision::Store(_)) => {
+                self.variants(names, request.headers, filling)
+            }
+            Vary::Names(_) | Vary::Star => None,
+        };
+        let key = match variants {
+            Some(variants) => variants.key_for(&self.primary, request.headers),
+            None => self.primary.clone(),
+        };
+        let parts = self.parts(&key, request, old.status(), &headers, lifetime, filling.began_at());
         let tags = [origin.tags(), tags_of(&headers)].concat();
         let entry = Entry::pack(
             &entry::Parts { tags: &tags, compressible: old.compressible, ..parts },
@@ -152,10 +163,13 @@ impl Fetch {
             None => entry,
         });
         if matches!(decision, Decision::Store(_)) {
-            self.cache.l1.insert(self.key.borrow(), Slot::Entry(Arc::clone(&entry)));
-            self.announce(Landing::Validated(Arc::clone(&entry)));
+            self.cache.l1.insert(key.borrow(), Slot::Entry(Arc::clone(&entry)));
+            // Otherwise it may not be what the others asked for: they look again.
+            if key == self.key {
+                self.announce(Landing::Validated(Arc::clone(&entry)));
+            }
         } else {
-            self.remember_unshared(now);
+            self.remember_unshared(now, filling);
             self.announce(Landing::Unshared);
         }
         let handling = Handling {
@@ -196,7 +210,7 @@ impl Fetch {
                 // `HEAD` says nothing about sharing.
                 let telling = self.stored.is_none() || response.status.as_u16() < 500;
                 if telling && *request.method == Method::GET {
-                    self.remember_unshared(received_at);
+                    self.remember_unshared(received_at, &filling);
                 }
                 self.announce(Landing::Unshared);
                 return passthrough(response, handling);
@@ -210,11 +224,11 @@ impl Fetch {
         };
         if length.is_some_and(|length| length > max || !share.take(length)) {
             self.route.stats.too_large.add(1);
-            self.remember_unshared(received_at);
+            self.remember_unshared(received_at, &filling);
             self.announce(Landing::Unshared);
             return passthrough(response, handling);
         }
-        let variants = self.variants(names, request.headers);
+        let variants = self.variants(names, request.headers, &filling);
         let key = match &variants {
             Some(variants) => variants.key_for(&self.primary, request.headers),
             None => self.primary.clone(),
@@ -279,7 +293,12 @@ impl Fetch {
     }
 
     /// The variants of the primary key, when the response varies or others before it did.
-    fn variants(&self, mut names: Vec<HeaderName>, request: &HeaderMap) -> Option<Arc<Variants>> {
+    fn variants(
+        &self,
+        mut names: Vec<HeaderName>,
+        request: &HeaderMap,
+        filling: &Filling,
+    ) -> Option<Arc<Variants>> {
         let l1 = &self.cache.l1;
         let known = match l1.peek(self.primary.borrow()) {
             Some(Slot::Variants(variants)) => Some(variants),
@@ -299,13 +318,14 @@ impl Fetch {
         if names.is_empty() {
             return None;
         }
-        let variants = Arc::new(Variants::new(self.primary.clone(), names));
+        let variants = Arc::new(Variants::new(self.primary.clone(), names, filling.began_at()));
         l1.insert(self.primary.borrow(), Slot::Variants(Arc::clone(&variants)));
         Some(variants)
     }
 
     fn parts<'a>(
         &'a self,
+        key: &'a Key,
         request: &Request<'a>,
         status: StatusCode,
         headers: &'a HeaderMap,
@@ -313,7 +333,7 @@ impl Fetch {
         filled_at: u64,
     ) -> entry::Parts<'a> {
         entry::Parts {
-            key: self.key.borrow(),
+            key: key.borrow(),
             lifetime,
             filled_at,
             status,
@@ -339,16 +359,20 @@ impl Fetch {
     /// does not expire together. A lifetime that the origin gave is not touched.
     fn rules(&self, now: Timestamp) -> Rules {
         let noise = (self.key.borrow().hash() ^ now.0).wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 32;
-        let factor = 0.95 + 0.1 * (noise as f64 / f64::from(u32::MAX));
-        let default_ttl = self.route.rules.default_ttl.map(|ttl| ttl.mul_f64(factor));
+        let spread = |ttl: Duration| {
+            // Whole seconds are what counts; rounded down, one second would become none.
+            let most = ttl.as_secs() / 20;
+            ttl - Duration::from_secs(most) + Duration::from_secs(noise % (2 * most + 1))
+        };
+        let default_ttl = self.route.rules.default_ttl.map(spread);
         Rules { default_ttl, ..self.route.rules }
     }
 
-    fn remember_unshared(&self, now: Timestamp) {
+    fn remember_unshared(&self, now: Timestamp, filling: &Filling) {
         if self.known_unshared {
             return;
         }
-        let mark = Unshared::new(self.key.clone(), now.after(UNSHARED_FOR));
+        let mark = Unshared::new(self.key.clone(), now.after(UNSHARED_FOR), filling.began_at());
         self.cache.l1.insert(self.key.borrow(), Slot::Unshared(Arc::new(mark)));
     }
 }

@@ -41,6 +41,8 @@ pub struct Variants {
     pub names: Vec<HeaderName>,
     /// Part of the variants' keys, so that dropping this drops them all.
     generation: u64,
+    /// Like an entry's.
+    filled_at: u64,
     stored: AtomicU32,
 }
 
@@ -52,6 +54,8 @@ pub struct Variants {
 pub struct Unshared {
     key: Key,
     pub until: Timestamp,
+    /// Like an entry's.
+    filled_at: u64,
 }
 
 /// More variants than this and the oldest idea of what varies is dropped with all of them.
@@ -60,9 +64,9 @@ const MAX_VARIANTS: u32 = 64;
 static VARIANTS_GENERATION: AtomicU64 = AtomicU64::new(1);
 
 impl Variants {
-    pub fn new(key: Key, names: Vec<HeaderName>) -> Self {
+    pub fn new(key: Key, names: Vec<HeaderName>, filled_at: u64) -> Self {
         let generation = VARIANTS_GENERATION.fetch_add(1, Ordering::Relaxed);
-        Self { key, names, generation, stored: AtomicU32::new(0) }
+        Self { key, names, generation, filled_at, stored: AtomicU32::new(0) }
     }
 
     /// The key of the response that these request headers select.
@@ -77,12 +81,20 @@ impl Variants {
 }
 
 impl Unshared {
-    pub fn new(key: Key, until: Timestamp) -> Self {
-        Self { key, until }
+    pub fn new(key: Key, until: Timestamp, filled_at: u64) -> Self {
+        Self { key, until, filled_at }
     }
 }
 
 impl Slot {
+    fn filled_at(&self) -> u64 {
+        match self {
+            Self::Entry(entry) => entry.filled_at,
+            Self::Variants(variants) => variants.filled_at,
+            Self::Unshared(unshared) => unshared.filled_at,
+        }
+    }
+
     fn key(&self) -> &[u8] {
         match self {
             Self::Entry(entry) => entry.key(),
@@ -91,10 +103,12 @@ impl Slot {
         }
     }
 
-    fn weight(&self) -> u64 {
+    pub(super) fn weight(&self) -> u64 {
         match self {
             Self::Entry(entry) => entry.weight(),
-            Self::Variants(variants) => 300 + (variants.names.len() * 32) as u64,
+            Self::Variants(variants) => {
+                300 + (variants.key.bytes().len() + variants.names.len() * 32) as u64
+            }
             Self::Unshared(unshared) => 200 + unshared.key.bytes().len() as u64,
         }
     }
@@ -121,6 +135,8 @@ impl Lifecycle<u64, Slot> for CountEvictions {
 }
 
 type Map = sync::Cache<u64, Slot, ByBytes, foldhash::fast::RandomState, CountEvictions>;
+type Guard<'map> =
+    sync::PlaceholderGuard<'map, u64, Slot, ByBytes, foldhash::fast::RandomState, CountEvictions>;
 
 /// The memory tier.
 pub struct L1 {
@@ -158,21 +174,11 @@ impl L1 {
         self.map.peek(&key.hash()).filter(|slot| slot.key() == key.bytes())
     }
 
-    /// Stores `slot`, in place of what was there; but never an entry in place of one whose fill
-    /// began after a later purge.
+    /// Stores `slot`, in place of what was there; but never in place of what was fetched after a
+    /// later purge.
     pub fn insert(&self, key: KeyRef<'_>, slot: Slot) {
-        let began = |slot: &Slot| match slot {
-            Slot::Entry(entry) => entry.filled_at,
-            Slot::Variants(_) | Slot::Unshared(_) => 0,
-        };
-        let (new, began_at) = (slot.clone(), began(&slot));
-        let outcome = self.map.entry(&key.hash(), Some(Duration::ZERO), |_, old| {
-            if began(old) <= began_at {
-                *old = new;
-            }
-            EntryAction::Retain(())
-        });
-        if let EntryResult::Vacant(guard) = outcome {
+        let filled_at = slot.filled_at();
+        if let Some((slot, guard)) = self.replace(key, slot, |old| old.filled_at() <= filled_at) {
             // Refused only if it is too heavy for its shard; that is counted as an eviction.
             let _ = guard.insert(slot);
         }
@@ -180,12 +186,42 @@ impl L1 {
 
     /// Puts `new` where `old` still is, and does nothing otherwise.
     pub fn exchange(&self, key: KeyRef<'_>, old: &Arc<Entry>, new: Arc<Entry>) {
-        self.map.entry(&key.hash(), Some(Duration::ZERO), |_, slot| {
-            if matches!(slot, Slot::Entry(entry) if Arc::ptr_eq(entry, old)) {
-                *slot = Slot::Entry(new);
+        // A guard that is dropped leaves the key as vacant as it was.
+        drop(self.replace(
+            key,
+            Slot::Entry(new),
+            |slot| matches!(slot, Slot::Entry(entry) if Arc::ptr_eq(entry, old)),
+        ));
+    }
+
+    /// Puts `new` in place of what is there, if `yields` agrees; gives it back where nothing is.
+    fn replace(
+        &self,
+        key: KeyRef<'_>,
+        new: Slot,
+        yields: impl FnOnce(&Slot) -> bool,
+    ) -> Option<(Slot, Guard<'_>)> {
+        let mut new = Some(new);
+        let outcome = self.map.entry(&key.hash(), Some(Duration::ZERO), |_, old| {
+            if let Some(slot) = new.take_if(|_| yields(old)) {
+                if slot.weight() > old.weight() {
+                    // Changed in place, it would grow without anything making room for it.
+                    new = Some(slot);
+                    return EntryAction::ReplaceWithGuard;
+                }
+                *old = slot;
             }
             EntryAction::Retain(())
         });
+        match outcome {
+            EntryResult::Replaced(guard, _) => {
+                let _ = guard.insert(new?);
+                None
+            }
+            EntryResult::Vacant(guard) => Some((new?, guard)),
+            // Another thread is storing something under the key at this moment.
+            EntryResult::Timeout | EntryResult::Retained(()) | EntryResult::Removed(..) => None,
+        }
     }
 
     /// Drops every entry that `keep` refuses.

@@ -25,7 +25,8 @@
 //! ```
 //!
 //! A handler is called at most once for a request, so a stale response is revalidated by the request
-//! that finds it stale; `stale-while-revalidate` needs an origin that can be asked again.
+//! that finds it stale; `stale-while-revalidate` needs an origin that can be asked again. An `Err`
+//! that reaches the cache, from a middleware inside it, goes out as it is to the request it was for.
 
 use std::{
     cell::RefCell,
@@ -36,7 +37,10 @@ use std::{
     task::{Context, Poll},
 };
 
-use actix_http::body::{BodySize, BoxBody, MessageBody as _};
+use actix_http::{
+    body::{BodySize, BoxBody, MessageBody as _},
+    header::{IF_MODIFIED_SINCE, IF_NONE_MATCH, IF_RANGE, RANGE},
+};
 use actix_web::{
     Error, HttpResponse,
     dev::{Service, ServiceRequest, ServiceResponse, Transform, forward_ready},
@@ -203,6 +207,11 @@ where
             let State::Waiting(mut request) = state.replace(State::Taken) else {
                 return Err(Failure(Code::Internal));
             };
+            if !matches!(ask, Ask::Verbatim) {
+                for name in [IF_MODIFIED_SINCE, IF_NONE_MATCH, IF_RANGE, RANGE] {
+                    request.headers_mut().remove(name);
+                }
+            }
             if let Ask::Validate(validators) = ask {
                 for (name, value) in validators {
                     request.headers_mut().insert(name, value);
@@ -215,8 +224,11 @@ where
                     Ok(into_response(response))
                 }
                 Err(error) => {
+                    // Others who asked for the same may fare better, so it counts as a response:
+                    // one that is not to be shared, as a rule.
+                    let response = into_response(error.error_response());
                     state.replace(State::Failed(error));
-                    Err(Failure(Code::Internal))
+                    Ok(response)
                 }
             }
         }

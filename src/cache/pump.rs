@@ -69,6 +69,7 @@ impl Pump {
                 let entry = self.store(&[fill.chunks(), vec![chunk.clone()]].concat(), size);
                 fill.push(chunk);
                 fill.end(End::Stored(entry));
+                drop((self.leader, self.filling));
                 // Read to its end, the origin's connection can be used again.
                 let _ = body.next().await;
                 return;
@@ -125,14 +126,23 @@ impl Pump {
     async fn abandon(self, mut body: Body) {
         let fill = &self.writer.0;
         self.route.stats.too_large.add(1);
-        let mark = Unshared::new(fill.key.clone(), Timestamp::now().after(UNSHARED_FOR));
+        let mark =
+            Unshared::new(fill.key.clone(), Timestamp::now().after(UNSHARED_FOR), fill.filled_at);
         self.cache.l1.insert(fill.key.borrow(), Slot::Unshared(Arc::new(mark)));
         fill.end(End::Abandoned);
         drop((self.leader, self.filling));
+        let mut kept = Some(self.share);
+        let mut sent = 0u64;
         while let Some(item) = body.next().await {
             // An error means that the client has gone: so does the origin's connection.
             if self.rest.send(item).await.is_err() {
                 return;
+            }
+            sent += 1;
+            // One item fits in between. The second gets through once the first is taken, and that is
+            // after everything that was kept: its memory is free again.
+            if sent == 2 {
+                kept.take();
             }
         }
     }

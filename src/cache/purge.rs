@@ -192,7 +192,10 @@ impl Ledger {
         let notes = self.notes.read().unwrap_or_else(PoisonError::into_inner);
         // Read under the lock: notes up to this generation are all there.
         let generation = self.generation();
-        let verdict = notes.judge(entry, entry.filled_at);
+        let (_, soft) = entry.checked();
+        // The note of a soft purge is forgotten while what it named lives on, and stays purged.
+        let known = if soft { Verdict::SoftlyPurged } else { Verdict::Live };
+        let verdict = worse(known, notes.judge(entry, entry.filled_at));
         if verdict != Verdict::Dead {
             entry.set_checked(generation, verdict == Verdict::SoftlyPurged);
         }
@@ -370,7 +373,7 @@ impl Selector {
 
 /// `*` stands for any run of bytes, `?` for one. Linear in practice and never exponential: only
 /// the last `*` is ever tried again.
-fn glob_matches(glob: &[u8], text: &[u8]) -> bool {
+pub(super) fn glob_matches(glob: &[u8], text: &[u8]) -> bool {
     let (mut g, mut t) = (0, 0);
     let mut star: Option<(usize, usize)> = None;
     while t < text.len() {

@@ -129,7 +129,8 @@ impl Cache {
         origin: &Rc<dyn Origin>,
     ) -> Result<Answer, Failure> {
         let primary = request.parts.to_key();
-        for waits in 0.. {
+        let mut waits = 0;
+        loop {
             let now = Timestamp::now();
             let Found { key, entry, unshared } = self.find(&primary, request.headers, now);
             let stored = match entry {
@@ -188,8 +189,9 @@ impl Cache {
             let landing = waiter.landed().await;
             let now = Timestamp::now();
             match landing {
-                // The leader vanished: look again, and perhaps lead.
-                None => {}
+                // The leader vanished: look again, and perhaps lead. That does not count as a wait, or
+                // a few clients that hang up would send all the others to the origin at once.
+                None => continue,
                 Some(Landing::Filling(fill)) => {
                     if fill.answers(&primary, request.headers)
                         && let Some(answer) = self.share(route, request, &fill).await
@@ -234,8 +236,8 @@ impl Cache {
                     return fetch(None).run(request, origin, Ask::Whole).await;
                 }
             }
+            waits += 1;
         }
-        unreachable!("the loop ends by returning: after MAX_WAITS rounds the request fetches")
     }
 
     fn join(&self, key: &Key, request: &Request<'_>, origin: &Rc<dyn Origin>) -> Role {
@@ -390,5 +392,8 @@ pub(super) fn reading_along(fill: &Arc<Fill>, handling: Handling) -> Answer {
     let mut response = actix_http::Response::with_body(fill.status, body);
     *response.headers_mut() = fill.headers.clone();
     handling.mark(response.headers_mut(), None);
+    if fill.compressible {
+        respond::vary_on_coding(response.headers_mut());
+    }
     Answer { response, outcome: handling.outcome }
 }

@@ -86,3 +86,46 @@ async fn fetch(gateway: &Gateway, host: String, target: String) {
         Err(_) => tracing::warn!("cannot warm {target}: took longer than {PATIENCE:?}"),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+    use crate::routes::RouteTable;
+
+    /// What is warmed for a route with these lines, as `host target`.
+    fn warmed(route: &str) -> Result<Vec<String>, String> {
+        let text = format!(
+            "upstreams:\n  u: {{ targets: ['http://127.0.0.1:1'] }}\nroutes:\n  - name: a\n    upstream: u\n{route}"
+        );
+        let env = BTreeMap::<String, String>::new();
+        let table =
+            RouteTable::parse("r.yaml", &text, &env).map_err(|errors| errors.to_string())?;
+        let address = SocketAddr::from(([127, 0, 0, 1], 8080));
+        let targets = table.routes.iter().flat_map(|route| targets(route, address));
+        Ok(targets.map(|(host, target)| format!("{host} {target}")).collect())
+    }
+
+    #[test]
+    fn a_path_is_asked_for_under_the_routes_host_or_the_listeners_address() {
+        let lines = "    path: /p/{id}\n    cache: { ttl: 60s, warm: [deploy], warm_paths: [/p/1, '/p/2?q=1'] }\n";
+        assert_eq!(warmed(lines).unwrap(), ["127.0.0.1:8080 /p/1", "127.0.0.1:8080 /p/2?q=1"]);
+        let hosted = format!("    host: api.test\n{lines}");
+        assert_eq!(warmed(&hosted).unwrap(), ["api.test /p/1", "api.test /p/2?q=1"]);
+    }
+
+    #[test]
+    fn a_path_without_placeholders_lists_itself_and_a_cold_route_nothing() {
+        let itself = "    path: /news\n    cache: { ttl: 60s, warm: [deploy] }\n";
+        assert_eq!(warmed(itself).unwrap(), ["127.0.0.1:8080 /news"]);
+        assert_eq!(warmed("    path: /news\n    cache: { ttl: 60s }\n").unwrap(), [""; 0]);
+        assert_eq!(warmed("    path: /news\n").unwrap(), [""; 0]);
+    }
+
+    #[test]
+    fn a_url_is_no_path() {
+        let url = "    path: /news\n    cache: { ttl: 60s, warm: [deploy], warm_paths: ['http://b.test/news'] }\n";
+        assert!(warmed(url).unwrap_err().contains("does not start with a slash"));
+    }
+}
