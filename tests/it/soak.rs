@@ -290,6 +290,8 @@ async fn a_routes_file_in_turmoil_loses_nothing() {
             let check = |(n, least): (usize, usize), answer: &Response| {
                 let version = answer.header("x-version").and_then(|v| v.parse().ok());
                 let version: usize = version.ok_or("no version")?;
+                // A stored response keeps the header that was set when it was fetched.
+                let least = if n % 3 == 1 { 0 } else { least };
                 let target = turmoil_request(n).target;
                 let body = if n % 3 == 0 { format!("version {version}") } else { target };
                 let right = answer.status == 200
