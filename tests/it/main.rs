@@ -18,3 +18,4 @@ mod proxy;
 mod proxy_faults;
 mod reload;
 mod shutdown;
+mod soak;

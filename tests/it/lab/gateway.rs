@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeMap,
+    ffi::OsString,
     io::{BufRead, BufReader, Read},
     net::SocketAddr,
     path::{Path, PathBuf},
@@ -61,18 +62,32 @@ impl Log {
     }
 }
 
+/// The binary built with the tests, or the one that `PORTWAY_BIN` names: figures of the soak tests
+/// mean something only with a release build.
+fn binary() -> OsString {
+    std::env::var_os("PORTWAY_BIN").unwrap_or_else(|| env!("CARGO_BIN_EXE_portway").into())
+}
+
 /// What a gateway is started with.
 #[derive(Debug)]
 pub(crate) struct Builder {
     args: Vec<String>,
     env: BTreeMap<String, String>,
     routes: Option<String>,
+    /// How many files it may have open; what the tests may, unless set.
+    open_files: Option<u32>,
     dir: TempDir,
 }
 
 impl Builder {
     pub(crate) fn env(mut self, name: &str, value: impl Into<String>) -> Self {
         self.env.insert(name.to_owned(), value.into());
+        self
+    }
+
+    /// Starts it with no more file descriptors than this.
+    pub(crate) fn open_files(mut self, limit: u32) -> Self {
+        self.open_files = Some(limit);
         self
     }
 
@@ -86,7 +101,15 @@ impl Builder {
     }
 
     fn spawn(&self) -> Child {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_portway"));
+        let mut command = match self.open_files {
+            None => Command::new(binary()),
+            Some(limit) => {
+                let mut shell = Command::new("sh");
+                shell.args(["-c", &format!(r#"ulimit -n {limit} && exec "$0" "$@""#)]);
+                shell.arg(binary());
+                shell
+            }
+        };
         command.args(&self.args).env_clear().current_dir(self.dir.path());
         command.envs([("HOST", "127.0.0.1"), ("PORT", "0"), ("ADMIN_PORT", "0")]);
         command.envs([("LOG_FORMAT", "json"), ("WORKERS", "2")]);
@@ -192,6 +215,7 @@ impl Gateway {
             args: args.iter().map(|a| (*a).to_owned()).collect(),
             env: BTreeMap::new(),
             routes: None,
+            open_files: None,
             dir: TempDir::new().expect("there is a temporary directory"),
         }
     }
