@@ -19,7 +19,11 @@ use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
 use crate::{
     admin::{self, Inspect, RouteView},
-    cache::{self, Cache, clock::Timestamp},
+    cache::{
+        self, Cache,
+        clock::Timestamp,
+        purge::{Mode, Selector},
+    },
     config::{Config, TlsFiles},
     proxy::{self, UpstreamStatus},
     routes::{self, Action, RouteTable},
@@ -242,7 +246,15 @@ async fn reload_routes(
                 let snapshot =
                     Snapshot::build(table, default_ttl, &shared.registry, Some(&previous));
                 let routes = snapshot.table.routes.len();
+                let changed: Vec<Selector> = snapshot
+                    .changed_responses(&previous)
+                    .into_iter()
+                    .map(|name| Selector::Route(name.to_string()))
+                    .collect();
                 shared.snapshot.store(Arc::new(snapshot));
+                if !changed.is_empty() {
+                    shared.cache.purge(&changed, Mode::Hard);
+                }
                 shared.snapshot.load().upstreams.spawn_health_checks(&shared.upstream_tls);
                 shared.readiness.reloaded(None);
                 tracing::info!(routes, "routes reloaded");

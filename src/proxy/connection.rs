@@ -74,7 +74,7 @@ impl Connection {
             Ok(Err(error)) if error.kind() == io::ErrorKind::TimedOut => {
                 Err(UpstreamError::ConnectTimeout(limit))
             }
-            Ok(Err(error)) => Err(UpstreamError::Unreachable(error)),
+            Ok(Err(error)) => Err(UpstreamError::unconnected(error)),
             Err(_) => Err(UpstreamError::ConnectTimeout(limit)),
         }
     }

@@ -12,6 +12,9 @@ pub enum UpstreamError {
     /// No connection could be opened: refused, no such host, TLS refused.
     #[error("upstream is unreachable")]
     Unreachable(#[source] io::Error),
+    /// The gateway itself is out of something that a connection needs; no fault of the upstream.
+    #[error("the gateway cannot open another connection")]
+    Exhausted(#[source] io::Error),
     /// Opening a connection took longer than `timeout.connect`.
     #[error("upstream took more than {0:?} to accept a connection")]
     ConnectTimeout(Duration),
@@ -61,8 +64,18 @@ impl UpstreamError {
             Self::RequestBody(_)
             | Self::RequestStalled(_)
             | Self::Unsendable(_)
+            | Self::Exhausted(_)
             | Self::NoHealthyTarget
             | Self::BreakerOpen => false,
+        }
+    }
+
+    /// Why a connection could not be opened.
+    pub(super) fn unconnected(error: io::Error) -> Self {
+        // ENOMEM, ENFILE, EMFILE, EADDRNOTAVAIL, ENOBUFS
+        match error.raw_os_error() {
+            Some(12 | 23 | 24 | 99 | 105) => Self::Exhausted(error),
+            _ => Self::Unreachable(error),
         }
     }
 
@@ -88,6 +101,7 @@ impl Problem for UpstreamError {
             }
             Self::RequestBody(_) | Self::Unsendable(_) => Code::MalformedRequest,
             Self::RequestStalled(_) => Code::RequestTimeout,
+            Self::Exhausted(_) => Code::Overloaded,
             Self::NoHealthyTarget => Code::NoHealthyTarget,
             Self::BreakerOpen => Code::BreakerOpen,
         }

@@ -57,10 +57,12 @@ async fn watch(
         }
         // A check that outlasts the interval has failed: that is how often an answer is wanted.
         let limit = check.interval.max(Duration::from_secs(1));
-        let well = matches!(
-            timeout(limit, probe(&target, &check.path, connect.min(limit), &tls)).await,
-            Ok(Ok(true))
-        );
+        let probed = timeout(limit, probe(&target, &check.path, connect.min(limit), &tls)).await;
+        if matches!(probed, Ok(Err(UpstreamError::Exhausted(_)))) {
+            // That says something about the gateway, nothing about the target.
+            continue;
+        }
+        let well = matches!(probed, Ok(Ok(true)));
         if let Some(healthy) = streak.note(well, &check) {
             target.set_healthy(healthy);
             let url = &target.url;

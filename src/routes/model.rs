@@ -49,7 +49,7 @@ pub enum Action {
 }
 
 /// Header changes: first `remove`, then `set`.
-#[derive(Debug, Default, Clone)]
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub struct HeaderRules {
     pub set: Vec<(HeaderName, HeaderValue)>,
     pub remove: Vec<HeaderName>,

@@ -51,6 +51,18 @@ impl Snapshot {
         Self { table, upstreams, routes }
     }
 
+    /// Names of routes that `previous` had with other changes to the response's headers.
+    ///
+    /// Those are made before a response is stored, so what is stored has the old ones.
+    pub fn changed_responses(&self, previous: &Self) -> Vec<Arc<str>> {
+        let before: HashMap<&str, &Route> =
+            previous.table.routes.iter().map(|route| (&*route.name, &**route)).collect();
+        let differs = |route: &&Arc<Route>| {
+            before.get(&*route.name).is_some_and(|it| it.response != route.response)
+        };
+        self.table.routes.iter().filter(differs).map(|route| Arc::clone(&route.name)).collect()
+    }
+
     pub fn running(&self, index: usize) -> &Running {
         &self.routes[index]
     }

@@ -36,6 +36,26 @@ async fn an_edited_file_takes_effect() {
 }
 
 #[tokio::test]
+async fn changed_response_headers_show_on_what_was_stored_before() {
+    let origin = Origin::start(|_| Answer::cacheable("x")).await;
+    let routes = |version: u8| {
+        format!(
+            "upstreams: {{ app: {{ targets: ['{}'] }} }}\nroutes:\n  - {{ name: all, path: /a, upstream: app, response: {{ set: {{ X-Version: '{version}' }} }} }}\n",
+            origin.url()
+        )
+    };
+    let gateway = Gateway::routing(routes(1)).start().await;
+    gateway.get("/a").await;
+    let stored = gateway.get("/a").await;
+    assert_eq!((&*stored.x_cache(), stored.header("x-version")), ("HIT", Some("1")));
+    gateway.replace_routes(&routes(2));
+    eventually("the new header", SOON, || async {
+        gateway.get("/a").await.header("x-version") == Some("2")
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn a_file_behind_a_symbolic_link_takes_effect() {
     // A ConfigMap is mounted as a link to a folder that is replaced whole.
     let builder = Gateway::routing(answering("unused"));
