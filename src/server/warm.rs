@@ -3,7 +3,7 @@
 //! It hands requests to a gateway of its own, behind the socket: what warms the cache takes the way
 //! that every request takes, with the same keys, headers and limits. A host is part of every key;
 //! so a listed path is asked for under the route's host, or, where the route has none, under the
-//! address the gateway listens on. A listed URL names its host itself.
+//! address the gateway listens on.
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
@@ -53,12 +53,7 @@ pub fn spawn(shared: &Arc<Shared>, address: SocketAddr) {
 fn targets(route: &Route, address: SocketAddr) -> Vec<(String, String)> {
     let host = route.host.as_deref().map_or_else(|| address.to_string(), str::to_owned);
     let listed = route.cache.iter().flat_map(|rule| &rule.warm_paths);
-    listed
-        .map(|listed| match listed.split_once("://").and_then(|(_, rest)| rest.split_once('/')) {
-            Some((host, path)) => (host.to_owned(), format!("/{path}")),
-            None => (host.clone(), listed.to_string()),
-        })
-        .collect()
+    listed.map(|path| (host.clone(), path.to_string())).collect()
 }
 
 async fn fetch(gateway: &Gateway, host: String, target: String) {
