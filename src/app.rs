@@ -115,12 +115,15 @@ impl App {
             let reload = Arc::new(tokio::sync::Notify::new());
             let changed = Arc::clone(&reload);
             watchers.push(routes::watch(&file, move || changed.notify_one())?);
-            background.push(spawn(reload_routes(
+            let task = reload_routes(
                 Arc::clone(&shared),
                 file,
                 config.cache.default_ttl,
                 reload,
-            )));
+                public_address,
+            );
+            // On this thread, as warm-up is.
+            background.push(AbortOnDropHandle::new(actix_web::rt::spawn(task)));
         }
         Ok(Self {
             shared,
@@ -230,6 +233,7 @@ async fn reload_routes(
     file: std::path::PathBuf,
     default_ttl: Duration,
     changed: Arc<tokio::sync::Notify>,
+    address: SocketAddr,
 ) {
     let mut hangup = match signal(SignalKind::hangup()) {
         Ok(hangup) => hangup,
@@ -258,6 +262,7 @@ async fn reload_routes(
                 shared.snapshot.load().upstreams.spawn_health_checks(&shared.upstream_tls);
                 shared.readiness.reloaded(None);
                 tracing::info!(routes, "routes reloaded");
+                warm::spawn(&shared, address);
             }
             Err(errors) => {
                 shared.readiness.reloaded(Some(errors.to_string()));

@@ -39,7 +39,7 @@ use std::{
 
 use actix_http::{
     body::{BodySize, BoxBody, MessageBody as _},
-    header::{IF_MODIFIED_SINCE, IF_NONE_MATCH, IF_RANGE, RANGE},
+    header::{HOST, IF_MODIFIED_SINCE, IF_NONE_MATCH, IF_RANGE, RANGE},
 };
 use actix_web::{
     Error, HttpResponse,
@@ -137,7 +137,9 @@ where
         let tenant = settings.tenant.and_then(|of| of(&request)).unwrap_or_default();
         // The handler gets the request itself, so the cache keeps what it needs of it.
         let head = (request.method().clone(), request.headers().clone());
-        let host = request.connection_info().host().to_ascii_lowercase();
+        // Not what a proxy header says: a handler may look at `Host` itself.
+        let host = request.headers().get(HOST).and_then(|host| host.to_str().ok());
+        let host = host.unwrap_or_default().to_ascii_lowercase();
         let path = request.path().to_owned();
         let query = request.uri().query().map(str::to_owned);
         let origin = Rc::new(Handler {

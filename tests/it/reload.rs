@@ -56,6 +56,26 @@ async fn changed_response_headers_show_on_what_was_stored_before() {
 }
 
 #[tokio::test]
+async fn listed_paths_are_warm_at_start_and_after_a_reload() {
+    let origin = Origin::start(|_| Answer::cacheable("x")).await;
+    let routes = |path: &str| {
+        format!(
+            "upstreams: {{ app: {{ targets: ['{}'] }} }}\nroutes:\n  - {{ name: all, path: {path}, host: shop.example, upstream: app, cache: {{ ttl: 1m, warm: [deploy] }} }}\n",
+            origin.url()
+        )
+    };
+    let gateway = Gateway::routing(routes("/first")).start().await;
+    eventually("the first path is asked for", SOON, || async { origin.count("/first") == 1 }).await;
+    gateway.replace_routes(&routes("/second"));
+    eventually("the second path is asked for", SOON, || async { origin.count("/second") == 1 })
+        .await;
+    let client = Request::get("/second").header("Host", "shop.example");
+    eventually("it is stored", SOON, || async { gateway.send(&client).await.x_cache() == "HIT" })
+        .await;
+    assert_eq!((origin.count("/first"), origin.count("/second")), (1, 1));
+}
+
+#[tokio::test]
 async fn a_file_behind_a_symbolic_link_takes_effect() {
     // A ConfigMap is mounted as a link to a folder that is replaced whole.
     let builder = Gateway::routing(answering("unused"));
