@@ -169,7 +169,7 @@ impl Fetch {
                 self.announce(Landing::Validated(Arc::clone(&entry)));
             }
         } else {
-            self.remember_unshared(now, filling);
+            self.remember_unshared(now, filling, true);
             self.announce(Landing::Unshared);
         }
         let handling = Handling {
@@ -210,7 +210,8 @@ impl Fetch {
                 // `HEAD` says nothing about sharing.
                 let telling = self.stored.is_none() || response.status.as_u16() < 500;
                 if telling && *request.method == Method::GET {
-                    self.remember_unshared(received_at, &filling);
+                    let settled = response.status.as_u16() < 400;
+                    self.remember_unshared(received_at, &filling, settled);
                 }
                 self.announce(Landing::Unshared);
                 return passthrough(response, handling);
@@ -224,7 +225,7 @@ impl Fetch {
         };
         if length.is_some_and(|length| length > max || !share.take(length)) {
             self.route.stats.too_large.add(1);
-            self.remember_unshared(received_at, &filling);
+            self.remember_unshared(received_at, &filling, true);
             self.announce(Landing::Unshared);
             return passthrough(response, handling);
         }
@@ -368,11 +369,12 @@ impl Fetch {
         Rules { default_ttl, ..self.route.rules }
     }
 
-    fn remember_unshared(&self, now: Timestamp, filling: &Filling) {
+    fn remember_unshared(&self, now: Timestamp, filling: &Filling, settled: bool) {
         if self.known_unshared {
             return;
         }
-        let mark = Unshared::new(self.key.clone(), now.after(UNSHARED_FOR), filling.began_at());
+        let until = now.after(UNSHARED_FOR);
+        let mark = Unshared::new(self.key.clone(), until, filling.began_at(), settled);
         self.cache.l1.insert(self.key.borrow(), Slot::Unshared(Arc::new(mark)));
     }
 }

@@ -56,6 +56,9 @@ pub struct Unshared {
     pub until: Timestamp,
     /// Like an entry's.
     filled_at: u64,
+    /// Whether a successful response said so: then the next will most likely not be storable
+    /// either. After an error it may be, and is wanted by everybody at once.
+    pub settled: bool,
 }
 
 /// More variants than this and the oldest idea of what varies is dropped with all of them.
@@ -81,8 +84,8 @@ impl Variants {
 }
 
 impl Unshared {
-    pub fn new(key: Key, until: Timestamp, filled_at: u64) -> Self {
-        Self { key, until, filled_at }
+    pub fn new(key: Key, until: Timestamp, filled_at: u64, settled: bool) -> Self {
+        Self { key, until, filled_at, settled }
     }
 }
 

@@ -126,8 +126,12 @@ impl Pump {
     async fn abandon(self, mut body: Body) {
         let fill = &self.writer.0;
         self.route.stats.too_large.add(1);
-        let mark =
-            Unshared::new(fill.key.clone(), Timestamp::now().after(UNSHARED_FOR), fill.filled_at);
+        let mark = Unshared::new(
+            fill.key.clone(),
+            Timestamp::now().after(UNSHARED_FOR),
+            fill.filled_at,
+            true,
+        );
         self.cache.l1.insert(fill.key.borrow(), Slot::Unshared(Arc::new(mark)));
         fill.end(End::Abandoned);
         drop((self.leader, self.filling));

@@ -20,7 +20,7 @@ use super::{
     fill::{End, Fill, Reader},
     flight::{Landing, Role},
     key::{Key, Parts},
-    l1::Slot,
+    l1::{Slot, Unshared},
     origin::{Ask, Failure, Origin},
     policy::{self, Eligibility, RequestControl, Reuse},
     purge::{Expected, Verdict},
@@ -50,7 +50,7 @@ struct Found {
     key: Key,
     entry: Option<(Arc<Entry>, Verdict)>,
     /// The last response was not to be shared: do not wait for the next one.
-    unshared: bool,
+    unshared: Option<Arc<Unshared>>,
 }
 
 /// How long a request waits for the end of a body that it cannot read along: one that trickles for
@@ -133,6 +133,8 @@ impl Cache {
         loop {
             let now = Timestamp::now();
             let Found { key, entry, unshared } = self.find(&primary, request.headers, now);
+            let settled = unshared.as_ref().is_some_and(|mark| mark.settled);
+            let unshared = unshared.is_some();
             let stored = match entry {
                 None => None,
                 Some((entry, verdict)) => {
@@ -162,7 +164,7 @@ impl Cache {
             }
             // The answer to these is no whole representation, so nobody else can use it.
             let alone = *request.method == Method::HEAD || request.headers.contains_key(RANGE);
-            if alone && stored.is_none() {
+            if (alone || settled) && stored.is_none() {
                 let handling = Handling::forwarded(CacheOutcome::Miss, "miss");
                 return self.forward(route, request, origin, handling).await;
             }
@@ -254,31 +256,24 @@ impl Cache {
 
     /// What is stored for a request.
     fn find(&self, primary: &Key, headers: &HeaderMap, now: Timestamp) -> Found {
-        let checked = |entry: Arc<Entry>| match self.ledger.check(&entry) {
-            Verdict::Dead => None,
-            verdict => Some((entry, verdict)),
-        };
-        match self.l1.find(primary.borrow()) {
-            Some(Slot::Entry(entry)) => {
-                Found { key: primary.clone(), entry: checked(entry), unshared: false }
-            }
-            Some(Slot::Unshared(unshared)) => {
-                Found { key: primary.clone(), entry: None, unshared: now < unshared.until }
-            }
+        let (key, slot) = match self.l1.find(primary.borrow()) {
             Some(Slot::Variants(variants)) => {
                 let key = variants.key_for(primary, headers);
-                match self.l1.find(key.borrow()) {
-                    Some(Slot::Entry(entry)) => {
-                        Found { key, entry: checked(entry), unshared: false }
-                    }
-                    Some(Slot::Unshared(unshared)) => {
-                        Found { key, entry: None, unshared: now < unshared.until }
-                    }
-                    Some(Slot::Variants(_)) | None => Found { key, entry: None, unshared: false },
-                }
+                let slot = self.l1.find(key.borrow());
+                (key, slot)
             }
-            None => Found { key: primary.clone(), entry: None, unshared: false },
+            slot => (primary.clone(), slot),
+        };
+        let mut found = Found { key, entry: None, unshared: None };
+        match slot {
+            Some(Slot::Entry(entry)) => match self.ledger.check(&entry) {
+                Verdict::Dead => {}
+                verdict => found.entry = Some((entry, verdict)),
+            },
+            Some(Slot::Unshared(mark)) => found.unshared = Some(mark).filter(|it| now < it.until),
+            Some(Slot::Variants(_)) | None => {}
         }
+        found
     }
 
     /// Answers from a stored response and counts it.

@@ -134,7 +134,7 @@ fn an_older_fill_never_replaces_a_newer_one() {
         other => panic!("{other:?}"),
     };
     assert!(Arc::ptr_eq(&found(&l1), &newer));
-    let mark = Arc::new(Unshared::new(key.clone(), Timestamp(u64::MAX), 4));
+    let mark = Arc::new(Unshared::new(key.clone(), Timestamp(u64::MAX), 4, true));
     l1.insert(key.borrow(), Slot::Unshared(mark));
     assert!(Arc::ptr_eq(&found(&l1), &newer));
     let same = store(&l1, "/", 5, 10);
