@@ -109,6 +109,8 @@ struct Notes {
     all: Marks,
     named: HashMap<(Kind, u64), Marks>,
     rules: Vec<Rule>,
+    /// Notes up to this generation are gone.
+    forgotten: u64,
 }
 
 /// More prefix and pattern purges than this between two sweeps become one purge of everything: an
@@ -192,7 +194,13 @@ impl Ledger {
         let notes = self.notes.read().unwrap_or_else(PoisonError::into_inner);
         // Read under the lock: notes up to this generation are all there.
         let generation = self.generation();
-        let (_, soft) = entry.checked();
+        let (checked, soft) = entry.checked();
+        // Every entry in the store was checked before notes were forgotten. One that was not was
+        // swept out in the meantime, while somebody held on to it: what killed it is not known any
+        // more.
+        if checked < notes.forgotten {
+            return Verdict::Dead;
+        }
         // The note of a soft purge is forgotten while what it named lives on, and stays purged.
         let known = if soft { Verdict::SoftlyPurged } else { Verdict::Live };
         let verdict = worse(known, notes.judge(entry, entry.filled_at));
@@ -205,7 +213,7 @@ impl Ledger {
     /// Whether something was purged after `generation` that concerns a response to come.
     pub fn purged_since(&self, generation: u64, expected: &Expected<'_>) -> bool {
         let notes = self.notes.read().unwrap_or_else(PoisonError::into_inner);
-        notes.judge(expected, generation) != Verdict::Live
+        generation < notes.forgotten || notes.judge(expected, generation) != Verdict::Live
     }
 
     /// The generation up to which notes can be forgotten once every entry now stored has been
@@ -221,6 +229,7 @@ impl Ledger {
         let needed = |marks: &Marks| marks.hard > mark || marks.soft > mark;
         notes.named.retain(|_, marks| needed(marks));
         notes.rules.retain(|rule| needed(&rule.marks));
+        notes.forgotten = notes.forgotten.max(mark);
     }
 
     /// How many notes are kept, for the operator and for deciding when to sweep.

@@ -202,3 +202,16 @@ fn a_fill_under_way_keeps_the_notes_it_will_need() {
     ledger.forget(ledger.mark());
     assert_eq!(ledger.notes(), 0);
 }
+
+#[test]
+fn an_entry_that_somebody_held_over_a_sweep_is_not_resurrected() {
+    let ledger = Arc::new(Ledger::default());
+    let held = entry("/a", 0, "t");
+    ledger.purge(&[Selector::Tag("t".to_owned())], Mode::Hard);
+    // The sweep throws it out of the store, and then the note is gone.
+    let mark = ledger.mark();
+    ledger.forget(mark);
+    assert_eq!(ledger.check(&held), Verdict::Dead);
+    // What was filled since is judged as ever.
+    assert_eq!(ledger.check(&entry("/a", mark, "t")), Verdict::Live);
+}
