@@ -174,7 +174,8 @@ async fn the_public_suite_passes_but_for_what_is_excused() {
     .await;
     let gateway = Gateway::before(&format!("http://{}", origin.addr)).start().await;
     eventually("the suite's origin answers through the gateway", SOON, || async {
-        gateway.get("/state/warm-up").await.status != 502
+        // Nor 503: an origin that is slow to start opens the breaker, and the suite must not meet that.
+        gateway.get("/state/warm-up").await.status < 500
     })
     .await;
 
