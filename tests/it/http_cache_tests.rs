@@ -172,7 +172,14 @@ async fn the_public_suite_passes_but_for_what_is_excused() {
         ]
     })
     .await;
-    let gateway = Gateway::before(&format!("http://{}", origin.addr)).start().await;
+    // The suite's origin hangs up and fails on purpose, many times in a row when the machine is busy.
+    // A breaker that opens at that is right, and not what is asked here.
+    let gateway = Gateway::routing(format!(
+        "upstreams:\n  suite:\n    targets: ['http://{}']\n    breaker: {{ failures: 1000, window: 1s, open: 1s }}\nroutes:\n  - {{ name: suite, path: '/{{*rest}}', upstream: suite }}\n",
+        origin.addr
+    ))
+    .start()
+    .await;
     eventually("the suite's origin answers through the gateway", SOON, || async {
         // Nor 503: an origin that is slow to start opens the breaker, and the suite must not meet that.
         gateway.get("/state/warm-up").await.status < 500
