@@ -8,6 +8,7 @@ mod cache_purge;
 mod cache_stale;
 mod config;
 mod demo;
+mod fleet;
 mod front_door;
 mod health;
 mod http_cache_tests;

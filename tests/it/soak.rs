@@ -5,6 +5,7 @@
 //! --test-threads=1` runs them; with `PORTWAY_BIN` set to a release build the figures they print
 //! mean something.
 
+mod fleet;
 mod identities;
 mod resources;
 

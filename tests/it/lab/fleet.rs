@@ -3,9 +3,19 @@
 
 use std::collections::BTreeMap;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
-use super::{Gateway, Request, Response, gateway::Builder as GatewayBuilder};
+use super::{
+    Gateway, Request, Response, SOON, eventually, gateway::Builder as GatewayBuilder, http,
+};
+
+/// The host that clients ask for at every instance, as behind one load balancer: it is part of the key.
+pub(crate) const HOST: &str = "fleet.test";
+
+/// A request as every instance gets it.
+pub(crate) fn get(target: impl Into<String>) -> Request {
+    Request::get(target).header("Host", HOST)
+}
 
 /// What the instances are started with.
 #[derive(Debug, Clone)]
@@ -80,12 +90,31 @@ impl Fleet {
         self.gateways.iter().flatten()
     }
 
-    pub(crate) async fn get(&self, nth: usize, target: &str) -> Response {
-        self.instance(nth).get(target).await
+    /// Waits until the instances know each other: a purge through any of them is confirmed by all.
+    pub(crate) async fn linked(&self) {
+        eventually("every instance confirms the purges of every other", SOON, || async {
+            for gateway in self.running() {
+                let answer = gateway.purge(json!({ "tag": "nobody-has-this-tag" })).await;
+                if !confirmed(&answer, self.running().count()) {
+                    return false;
+                }
+            }
+            true
+        })
+        .await;
     }
 
+    pub(crate) async fn get(&self, nth: usize, target: &str) -> Response {
+        self.instance(nth).send(&get(target)).await
+    }
+
+    /// Sends it to the host that all instances are, unless it names one.
     pub(crate) async fn send(&self, nth: usize, request: &Request) -> Response {
-        self.instance(nth).send(request).await
+        let mut request = request.clone();
+        if http::header(&request.headers, "host").is_none() {
+            request = request.header("Host", HOST);
+        }
+        self.instance(nth).send(&request).await
     }
 
     /// Purges through one instance and returns its answer.
@@ -111,4 +140,9 @@ impl Fleet {
         self.gateways.push(Some(self.builder.instance(nth).start().await));
         nth
     }
+}
+
+/// Whether the answer to a purge says that all of `count` instances carried it out.
+pub(crate) fn confirmed(answer: &Value, count: usize) -> bool {
+    answer["instances"] == json!({ "confirmed": count, "missing": [] })
 }

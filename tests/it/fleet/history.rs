@@ -1,0 +1,322 @@
+//! Writes, purges and reads at random over many instances, and the judge of what was read.
+//!
+//! The judge knows for each key the newest version whose purge was acknowledged. A read that began
+//! after that must not return an older one; a newer one is fine, as the write comes before its purge.
+
+use std::{
+    net::SocketAddr,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, AtomicUsize, Ordering::SeqCst},
+    },
+    time::{Duration, Instant},
+};
+
+use serde_json::{Value, json};
+use tokio::task::JoinSet;
+
+use super::{by_key, routes};
+use crate::lab::{
+    Answer, Connection, Fleet, Origin, Redis, Request, Seen,
+    fleet::{Builder, HOST, confirmed, get},
+    random::Random,
+};
+
+#[derive(Default)]
+struct Key {
+    /// What the origin has.
+    current: AtomicU64,
+    /// What every read from now on must have at least.
+    acknowledged: AtomicU64,
+}
+
+/// The origin's data, and what clients were told of it.
+pub(crate) struct Data(Vec<Key>);
+
+impl Data {
+    fn key(&self, path: &str) -> Option<&Key> {
+        self.0.get(path.strip_prefix("/k/")?.parse::<usize>().ok()?)
+    }
+
+    /// Changes a key where it is kept, and nobody knows yet.
+    pub(crate) fn write(&self, key: usize) -> u64 {
+        self.0[key].current.fetch_add(1, SeqCst) + 1
+    }
+
+    pub(crate) fn acknowledge(&self, key: usize, version: u64) {
+        self.0[key].acknowledged.fetch_max(version, SeqCst);
+    }
+
+    pub(crate) fn acknowledged(&self, key: usize) -> u64 {
+        self.0[key].acknowledged.load(SeqCst)
+    }
+}
+
+/// The origin of `count` keys: `GET` tells a key's version, as it was when the request came and a little
+/// later, so that purges overtake fills; `PUT` makes the next one.
+pub(crate) async fn origin(count: usize) -> (Origin, Arc<Data>) {
+    let data = Arc::new(Data((0..count).map(|_| Key::default()).collect()));
+    let kept = Arc::clone(&data);
+    let turn = AtomicUsize::new(0);
+    let origin = Origin::start(move |seen: &Seen| {
+        let Some(key) = kept.key(seen.path()) else { return Answer::status(404) };
+        if seen.method == "PUT" {
+            let version = key.current.fetch_add(1, SeqCst) + 1;
+            return Answer::ok("").header("X-Version", version.to_string());
+        }
+        let slow = [0, 0, 1, 3, 8][turn.fetch_add(1, SeqCst) % 5];
+        let body = format!("{} {}", seen.path(), key.current.load(SeqCst));
+        Answer::ok(body).delay(Duration::from_millis(slow))
+    })
+    .await;
+    (origin, data)
+}
+
+/// The version that an answer has of `key`.
+pub(crate) fn version(answer: &crate::lab::Response, key: usize) -> Result<u64, String> {
+    let text = answer.text();
+    let version = text.strip_prefix(&format!("/k/{key} ")).and_then(|v| v.parse().ok());
+    version.filter(|_| answer.status == 200).ok_or_else(|| format!("{} {text:?}", answer.status))
+}
+
+/// What came of a run.
+#[derive(Default)]
+pub(crate) struct Outcome {
+    pub(crate) reads: usize,
+    pub(crate) hits: usize,
+    pub(crate) writes: usize,
+    /// Purges that an instance did not confirm: no promise was made.
+    pub(crate) unconfirmed: usize,
+    pub(crate) wrong: Vec<String>,
+    /// How long each acknowledgement took.
+    purges: Vec<Duration>,
+}
+
+impl Outcome {
+    fn add(&mut self, other: Self) {
+        self.reads += other.reads;
+        self.hits += other.hits;
+        self.writes += other.writes;
+        self.unconfirmed += other.unconfirmed;
+        self.wrong.extend(other.wrong);
+        self.purges.extend(other.purges);
+    }
+
+    #[track_caller]
+    pub(crate) fn assert_nothing_old(&self) {
+        let first = &self.wrong[..self.wrong.len().min(10)];
+        assert!(self.wrong.is_empty(), "{} wrong reads, the first: {first:#?}", self.wrong.len());
+    }
+
+    pub(crate) fn print(&mut self, took: Duration) {
+        println!(
+            "{} reads ({} hits), {} writes ({} not confirmed) in {took:.1?}; write to acknowledgement: p50 {:.2?}, p99 {:.2?}",
+            self.reads,
+            self.hits,
+            self.writes,
+            self.unconfirmed,
+            percentile(&mut self.purges, 50),
+            percentile(&mut self.purges, 99),
+        );
+    }
+}
+
+pub(crate) fn percentile(times: &mut [Duration], percent: usize) -> Duration {
+    times.sort_unstable();
+    let at = (times.len() * percent).div_ceil(100).saturating_sub(1);
+    times.get(at).copied().unwrap_or_default()
+}
+
+/// One of the tasks of a run: asks instances in turn, over connections of its own.
+struct Client {
+    public: Vec<Connection>,
+    admin: Vec<SocketAddr>,
+    data: Arc<Data>,
+    keys: usize,
+    puts: bool,
+    random: Random,
+    outcome: Outcome,
+}
+
+impl Client {
+    async fn ask(&mut self, instance: usize, request: &Request) -> crate::lab::Response {
+        let answer = self.public[instance].ask(request).await;
+        answer.unwrap_or_else(|e| panic!("{} {}: {e}", request.method, request.target))
+    }
+
+    async fn read(&mut self, instance: usize, key: usize) {
+        let least = self.data.acknowledged(key);
+        let answer = self.ask(instance, &get(format!("/k/{key}"))).await;
+        self.outcome.reads += 1;
+        self.outcome.hits += usize::from(answer.x_cache() == "HIT");
+        let fault = match version(&answer, key) {
+            Ok(version) if version >= least => return,
+            Ok(version) => format!("version {version}"),
+            Err(answer) => answer,
+        };
+        let status = answer.header("cache-status").unwrap_or_default();
+        let line = format!("{key} at instance {instance}: {fault}, not {least}; {status}");
+        self.outcome.wrong.push(line);
+    }
+
+    async fn write(&mut self, instance: usize, key: usize) {
+        let started = Instant::now();
+        self.outcome.writes += 1;
+        let selector = match self.random.below(6) {
+            0 | 1 if self.puts => {
+                let put = Request::new("PUT", format!("/k/{key}")).header("Host", HOST).body("");
+                let answer = self.ask(instance, &put).await;
+                let version = answer.header("x-version").and_then(|v| v.parse().ok());
+                match version {
+                    Some(version) => self.data.acknowledge(key, version),
+                    None => self.outcome.wrong.push(format!("PUT: {}", answer.status)),
+                }
+                return self.outcome.purges.push(started.elapsed());
+            }
+            2 => by_key(&format!("/k/{key}")),
+            3 => json!({ "tag": format!("k:{key}") }),
+            4 => json!({ "prefix": format!("/k/{key}") }),
+            _ => match self.random.below(4) {
+                0 => json!({ "all": true }),
+                1 => json!({ "route": "item" }),
+                2 => json!({ "pattern": "/k/*" }),
+                _ => json!({ "tag": format!("k:{key}") }),
+            },
+        };
+        let version = self.data.write(key);
+        let answer = purge(self.admin[instance], &selector).await;
+        self.outcome.purges.push(started.elapsed());
+        if confirmed(&answer, self.admin.len()) {
+            self.data.acknowledge(key, version);
+        } else {
+            self.outcome.unconfirmed += 1;
+        }
+    }
+
+    /// One write in four; the others read, now and then what was written just before, elsewhere.
+    async fn go(mut self, operations: usize) -> Outcome {
+        let mut last = 0;
+        for _ in 0..operations {
+            let instance = self.random.below(self.public.len() as u64) as usize;
+            let key = self.random.below(self.keys as u64) as usize;
+            match self.random.below(8) {
+                0 | 1 => {
+                    self.write(instance, key).await;
+                    last = key;
+                }
+                2 | 3 => self.read(instance, last).await,
+                _ => self.read(instance, key).await,
+            }
+        }
+        self.outcome
+    }
+}
+
+async fn purge(admin: SocketAddr, selector: &Value) -> Value {
+    let request = Request::post("/admin/v1/cache/purge", selector.to_string());
+    let request = request.header("Content-Type", "application/json");
+    request.send(admin).await.expect("the admin listener answers").json()
+}
+
+/// How a run goes.
+pub(crate) struct Run {
+    pub(crate) keys: usize,
+    /// Tasks that go at once.
+    pub(crate) clients: usize,
+    /// What all of them do together.
+    pub(crate) operations: usize,
+    /// Whether they write through the gateway too, whose answer does not say who missed the purge.
+    pub(crate) puts: bool,
+    pub(crate) seed: u64,
+}
+
+impl Run {
+    /// Lets them go at the instances that run, and judges what they read.
+    pub(crate) async fn at(self, fleet: &Fleet, data: &Arc<Data>) -> Outcome {
+        let mut tasks = JoinSet::new();
+        for nth in 0..self.clients {
+            let mut public = Vec::new();
+            for gateway in fleet.running() {
+                public.push(gateway.connect().await);
+            }
+            let client = Client {
+                public,
+                admin: fleet.running().map(|g| g.admin).collect(),
+                data: Arc::clone(data),
+                keys: self.keys,
+                puts: self.puts,
+                random: Random::seeded(self.seed + nth as u64),
+                outcome: Outcome::default(),
+            };
+            tasks.spawn(client.go(self.operations / self.clients));
+        }
+        let mut all = Outcome::default();
+        while let Some(ended) = tasks.join_next().await {
+            match ended {
+                Ok(outcome) => all.add(outcome),
+                Err(error) => std::panic::resume_unwind(error.into_panic()),
+            }
+        }
+        all
+    }
+}
+
+/// How long after a purge was sent the *other* instances still served the old version, each time.
+pub(crate) async fn purge_to_effect(
+    fleet: &Fleet,
+    data: &Arc<Data>,
+    rounds: usize,
+) -> Vec<Duration> {
+    let count = fleet.len();
+    let mut times = Vec::new();
+    let mut connections = Vec::new();
+    for gateway in fleet.running() {
+        connections.push(gateway.connect().await);
+    }
+    let ask = get("/k/0");
+    for round in 0..rounds {
+        for connection in &mut connections {
+            // What is asked for twice is in the instance's own memory.
+            for _ in 0..2 {
+                connection.ask(&ask).await.expect("it answers");
+            }
+        }
+        let wanted = data.write(0);
+        let admin = fleet.instance(round % count).admin;
+        let started = Instant::now();
+        let selector = json!({ "tag": "k:0" });
+        let purging = tokio::spawn(async move { purge(admin, &selector).await });
+        let watched = &mut connections[(round + 1) % count];
+        loop {
+            let answer = watched.ask(&ask).await.expect("it answers");
+            if version(&answer, 0).expect("a version") >= wanted {
+                break;
+            }
+            assert!(started.elapsed() < Duration::from_secs(10), "round {round}: never purged");
+        }
+        times.push(started.elapsed());
+        let answer = purging.await.expect("the purge does not panic");
+        assert!(confirmed(&answer, count), "{answer}");
+        data.acknowledge(0, wanted);
+    }
+    times
+}
+
+/// A fleet before an origin of so many keys.
+pub(crate) async fn fleet(
+    count: usize,
+    keys: usize,
+    redis: &Redis,
+    settings: impl Fn(Builder) -> Builder,
+) -> (Fleet, Origin, Arc<Data>) {
+    let (origin, data) = origin(keys).await;
+    let builder = Fleet::routing(routes(&origin)).redis(redis.url());
+    let fleet = settings(builder).start(count).await;
+    fleet.linked().await;
+    (fleet, origin, data)
+}
+
+/// Takes the lock of a test that may have failed with it.
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
