@@ -10,7 +10,7 @@ use serde_json::json;
 
 use super::{before, by_key, history, routes};
 use crate::lab::{
-    Answer, Fleet, Gate, Origin, Redis, Request, SOON, Seen, eventually,
+    Answer, Fleet, Gate, Origin, Redis, Request, SOON, Seen, Signal, eventually,
     fault_proxy::{FaultProxy, Faults},
     fleet::{confirmed, get},
     wait_for, within,
@@ -238,6 +238,25 @@ async fn a_purge_without_redis_works_where_it_was_asked_and_says_who_missed_it()
         fleet.get(1, "/k/1").await.text() != "1"
     })
     .await;
+}
+
+#[tokio::test]
+async fn an_instance_that_was_frozen_trusts_nothing_it_remembers() {
+    let redis = Redis::start().await;
+    let settings = |b: crate::lab::fleet::Builder| b.env("CACHE_L1_TTL", "60s");
+    let (fleet, _origin, data) = history::fleet(2, 1, &redis, settings).await;
+    for nth in [1, 1, 0] {
+        fleet.get(nth, "/k/0").await;
+    }
+    fleet.instance(1).signal(Signal::Stop);
+    let wanted = data.write(0);
+    let answer = fleet.purge(0, json!({ "tag": "k:0" })).await;
+    assert_eq!(answer["instances"]["missing"].as_array().map(Vec::len), Some(1), "{answer}");
+    // As long as its silence is worth to anybody, and longer.
+    tokio::time::sleep(Duration::from_millis(3500)).await;
+    fleet.instance(1).signal(Signal::Cont);
+    let first = fleet.get(1, "/k/0").await;
+    assert_eq!(history::version(&first, 0), Ok(wanted), "{:?}", first.headers);
 }
 
 #[tokio::test]
