@@ -7,7 +7,6 @@
 
 use std::{
     collections::HashSet,
-    hash::BuildHasher,
     sync::{
         Arc, LazyLock, Mutex, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -18,8 +17,8 @@ use actix_http::{
     StatusCode,
     header::{ETAG, HeaderMap, HeaderName, HeaderValue, LAST_MODIFIED},
 };
+use aws_lc_rs::digest;
 use bytes::Bytes;
-use foldhash::quality::FixedState;
 
 use super::{
     clock::Timestamp,
@@ -210,17 +209,29 @@ impl Entry {
     }
 }
 
-/// A hash that is the same in every process, for what purges name.
+/// The hash of what a purge can name; zero for nothing. It is stored, and compared by instances of
+/// other versions: it must never change.
 pub fn hash_text(text: &str) -> u64 {
-    if text.is_empty() {
-        return 0;
-    }
-    FixedState::default().hash_one(text)
+    if text.is_empty() { 0 } else { hash(&[text]) }
 }
 
-/// The hash of a URL, whatever its scheme.
+/// The hash of a URL, whatever its scheme; as stable.
 pub fn hash_url(host: &str, path: &str, query: Option<&str>) -> u64 {
-    FixedState::default().hash_one((host, path, query))
+    match query {
+        None => hash(&[host, path]),
+        Some(query) => hash(&[host, path, query]),
+    }
+}
+
+/// The beginning of the SHA-256 of `fields`, each after its length: no two lists read the same.
+fn hash(fields: &[&str]) -> u64 {
+    let mut context = digest::Context::new(&digest::SHA256);
+    for field in fields {
+        context.update(&(field.len() as u64).to_be_bytes());
+        context.update(field.as_bytes());
+    }
+    let digest = context.finish();
+    digest.as_ref().first_chunk().map_or(0, |start| u64::from_be_bytes(*start))
 }
 
 /// Lists of header names in use, each once.
