@@ -5,6 +5,7 @@
 //! | [`policy`] | decisions, as pure functions over header fields and moments |
 //! | [`key`] | which stored response a request asks for |
 //! | [`entry`], [`l1`] | one stored response; the bounded map of them |
+//! | [`l2`] | the same in Redis, for all instances |
 //! | [`purge`] | what was invalidated, and since when |
 //! | `flight`, `fill` | one fetch for many requests; a response on its way into the store |
 //! | [`serve`], `fetch`, `pump`, `forward`, `respond` | the way of a request through all that |
@@ -24,6 +25,7 @@ mod flight;
 mod forward;
 pub mod key;
 pub mod l1;
+pub mod l2;
 pub mod middleware;
 pub mod origin;
 pub mod policy;

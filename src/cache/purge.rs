@@ -48,7 +48,7 @@ pub enum Verdict {
 }
 
 /// Numbers from elsewhere end here, so that counting on from them never overflows.
-const MAX_FOREIGN: u64 = 1 << 62;
+pub(super) const LAST_GENERATION: u64 = 1 << 62;
 
 /// Every purge.
 #[derive(Debug, Default)]
@@ -80,7 +80,7 @@ impl Ledger {
     /// Invalidates what `selectors` name as far as it was filled before `generation`, the number of
     /// a purge that was recorded elsewhere.
     pub fn apply(&self, generation: u64, selectors: &[Selector], mode: Mode) {
-        self.note(self.write(), generation.min(MAX_FOREIGN), selectors, mode);
+        self.note(self.write(), generation.min(LAST_GENERATION), selectors, mode);
     }
 
     /// Whatever was filled before `generation` is dead.
