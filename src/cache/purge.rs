@@ -8,7 +8,7 @@
 //! Among many instances a purge has one number that all of them know, the time at which it was
 //! recorded; [`Ledger::apply`] notes it under that number, whatever the order in which they come. A
 //! stored response can be anywhere then, and out of reach of any sweep, for as long as it likes. So
-//! no purge is ever forgotten; to be bounded all the same, old ones become vague: see [`notes`].
+//! no purge is ever forgotten; to be bounded all the same, old ones become vague (`notes.rs`).
 //!
 //! A look-up must not search a table. Each entry therefore remembers the generation it was last
 //! checked at; while nothing was purged since, one comparison settles it.

@@ -33,7 +33,7 @@
 //! | to the end | the body |
 //!
 //! What responses vary on is a number and so many names. A name is a number *n* and, if *n* is even,
-//! *n*/2 bytes; if it is odd, it is the name at (*n* − 1)/2 in a [table](fields).
+//! *n*/2 bytes; if it is odd, it is the name at (*n* − 1)/2 in the table of `codec/fields.rs`.
 //!
 //! The reader knows what it asked for. So neither the key is stored, nor route and tenant, and the
 //! copy in gzip, which anybody can make again, is not stored either.
