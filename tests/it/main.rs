@@ -17,6 +17,7 @@ mod observability;
 mod proxy;
 mod proxy_faults;
 mod redis_link;
+mod redis_messages;
 mod reload;
 mod shutdown;
 mod soak;

@@ -19,14 +19,14 @@ use crate::lab::{Gateway, SOON, Signal, eventually, free_port, refusing, signal}
 const HEALED: Duration = Duration::from_secs(2);
 
 /// A `redis-server` whose port stays its own when it is killed and started again.
-struct Server {
+pub(crate) struct Server {
     child: Option<Child>,
     addr: SocketAddr,
     options: Vec<String>,
 }
 
 impl Server {
-    async fn start(options: &[&str]) -> Self {
+    pub(crate) async fn start(options: &[&str]) -> Self {
         let addr = SocketAddr::from((Ipv4Addr::LOCALHOST, free_port()));
         let options = options.iter().map(|it| (*it).to_owned()).collect();
         let mut server = Self { child: None, addr, options };
@@ -34,7 +34,7 @@ impl Server {
         server
     }
 
-    async fn restart(&mut self) {
+    pub(crate) async fn restart(&mut self) {
         let mut command = Command::new("redis-server");
         command.args(["--bind", "127.0.0.1", "--port", &self.addr.port().to_string()]);
         command.args(["--save", "", "--appendonly", "no"]).args(&self.options);
@@ -47,19 +47,19 @@ impl Server {
         .await;
     }
 
-    fn url(&self) -> String {
+    pub(crate) fn url(&self) -> String {
         format!("redis://{}", self.addr)
     }
 
-    fn pause(&self) {
+    pub(crate) fn pause(&self) {
         signal(self.child.as_ref().expect("it runs").id(), Signal::Stop);
     }
 
-    fn resume(&self) {
+    pub(crate) fn resume(&self) {
         signal(self.child.as_ref().expect("it runs").id(), Signal::Cont);
     }
 
-    fn kill(&mut self) {
+    pub(crate) fn kill(&mut self) {
         if let Some(mut child) = self.child.take() {
             signal(child.id(), Signal::Kill);
             let _ = child.wait();
@@ -79,11 +79,11 @@ fn config(pairs: &[(&str, &str)]) -> RedisConfig {
     Config::from_source(&source).expect("valid").redis.expect("set")
 }
 
-fn link(url: &str) -> Arc<Redis> {
+pub(crate) fn link(url: &str) -> Arc<Redis> {
     Redis::start(&config(&[("REDIS_URL", url)]))
 }
 
-async fn up(redis: &Redis) {
+pub(crate) async fn up(redis: &Redis) {
     eventually("the link is up", HEALED, || async { redis.is_up() }).await;
 }
 
