@@ -11,6 +11,7 @@ mod demo;
 mod front_door;
 mod health;
 mod http_cache_tests;
+mod lab_redis;
 mod lab_works;
 mod memory;
 mod observability;
