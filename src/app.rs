@@ -26,6 +26,7 @@ use crate::{
     },
     config::{Config, TlsFiles},
     proxy::{self, UpstreamStatus},
+    redis::Redis,
     routes::{self, Action, RouteTable},
     server::{Readiness, Shared, listen, metrics, snapshot::Snapshot, tls::Certificate, warm},
     telemetry::metrics::Registry,
@@ -69,6 +70,7 @@ impl App {
         });
         let shared = Arc::new(Shared {
             cache: Arc::clone(&cache),
+            redis: config.redis.as_ref().map(Redis::start),
             snapshot: ArcSwap::from_pointee(snapshot),
             trusted_proxies: config.server.trusted_proxies.clone(),
             upstream_tls: proxy::client_config().context("TLS to upstreams")?,
@@ -163,6 +165,10 @@ impl App {
         let admin = self.admin.handle();
         let mut serving = tokio::spawn(self.public);
         let admin_task = tokio::spawn(self.admin);
+        if let Some(redis) = &self.shared.redis {
+            // So that the first requests after a restart find what is cached there.
+            redis.settled().await;
+        }
         self.shared.readiness.set_ready();
         tracing::info!(
             public_addr = %self.public_address,
