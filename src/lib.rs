@@ -10,6 +10,7 @@ pub mod config;
 pub mod demo;
 pub mod problem;
 pub mod proxy;
+pub mod redis;
 pub mod routes;
 pub mod server;
 pub mod telemetry;

@@ -18,11 +18,12 @@ use super::{
     flight::{Landing, Leader},
     key::Key,
     l1::{Slot, Unshared, Variants},
+    l2::{Question, Stored},
     origin::{self, Ask, Body, Failure, Origin},
     passthrough,
     policy::{self, Decision, Lifetime, Precondition, RequestControl, Rules, Vary},
     pump::{Pump, UNSHARED_FOR, tags_of},
-    purge::Filling,
+    remote::Name,
     respond::{self, Handling},
     serve::{Answer, Request},
 };
@@ -36,6 +37,8 @@ pub(super) struct Fetch {
     pub key: Key,
     /// What is stored and has to be validated.
     pub stored: Option<Arc<Entry>>,
+    /// It is fresh, but the second tier could not be asked about it: good enough if the origin fails.
+    pub unverified: bool,
     pub control: RequestControl,
     /// Whether it is remembered already that responses for the key are not shared.
     pub known_unshared: bool,
@@ -52,7 +55,7 @@ impl Fetch {
         ask: Ask,
     ) -> Result<Answer, Failure> {
         // Before the origin is asked: what is purged from here on must not be stored as live.
-        let filling = self.cache.ledger.begin();
+        let filled_at = self.cache.ledger.generation();
         let validators: Vec<_> = match &self.stored {
             Some(entry) => policy::validators(&entry.header_map()).collect(),
             None => Vec::new(),
@@ -65,25 +68,20 @@ impl Fetch {
             Err(failure) => return self.failed(request, failure),
         };
         if validating && response.status == StatusCode::NOT_MODIFIED {
-            return Ok(self.validated(request, &response.headers, requested_at, &filling, origin));
+            return Ok(self.validated(request, &response.headers, requested_at, filled_at, origin));
         }
         let status = response.status.as_u16();
-        if let Some(entry) = &self.stored
-            && status >= 500
-            && policy::stale_on_error(
-                &entry.lifetime,
-                &self.control,
-                Timestamp::now(),
-                policy::Failure::Status(status),
-            )
+        let error = policy::Failure::Status(status);
+        if status >= 500
+            && let Some(entry) = self.stand_in(Timestamp::now(), error)
         {
             self.announce(Landing::ServerError(status));
             self.route.stats.errors.add(1);
             let handling = Handling { origin_status: Some(status), ..Handling::STALE };
             let handling = Handling { forwarded: Some("stale"), ..handling };
-            return Ok(self.cache.serve(&self.route, request, entry, Timestamp::now(), handling));
+            return Ok(self.cache.serve(&self.route, request, &entry, Timestamp::now(), handling));
         }
-        Ok(self.received(request, response, requested_at, filling, origin))
+        Ok(self.received(request, response, requested_at, filled_at, origin))
     }
 
     fn announce(&self, landing: Landing) {
@@ -92,24 +90,41 @@ impl Fetch {
         }
     }
 
-    fn failed(self, request: &Request<'_>, failure: Failure) -> Result<Answer, Failure> {
+    /// What may be served although the origin failed.
+    pub fn stand_in(&self, now: Timestamp, failure: policy::Failure) -> Option<Arc<Entry>> {
+        let entry = self.stored.as_ref()?;
+        let may =
+            self.unverified || policy::stale_on_error(&entry.lifetime, &self.control, now, failure);
+        may.then(|| Arc::clone(entry))
+    }
+
+    /// The origin cannot be reached.
+    pub fn failed(self, request: &Request<'_>, failure: Failure) -> Result<Answer, Failure> {
         self.announce(Landing::Failed(failure));
         self.route.stats.errors.add(1);
         let now = Timestamp::now();
-        match &self.stored {
-            Some(entry)
-                if policy::stale_on_error(
-                    &entry.lifetime,
-                    &self.control,
-                    now,
-                    policy::Failure::Disconnected,
-                ) =>
-            {
+        match self.stand_in(now, policy::Failure::Disconnected) {
+            Some(entry) => {
                 let handling = Handling { forwarded: Some("stale"), ..Handling::STALE };
-                Ok(self.cache.serve(&self.route, request, entry, now, handling))
+                Ok(self.cache.serve(&self.route, request, &entry, now, handling))
             }
-            _ => Err(failure),
+            None => Err(failure),
         }
+    }
+
+    /// What the second tier is asked for this request.
+    pub fn question<'a>(&'a self, request: &Request<'a>) -> Question<'a> {
+        Question {
+            route: &self.route,
+            tenant: request.tenant,
+            primary: &self.primary,
+            headers: request.headers,
+        }
+    }
+
+    /// What a response that varies on `variants` is called in the second tier.
+    fn name(&self, request: &Request<'_>, variants: Option<&Variants>) -> Name {
+        self.question(request).name(variants.map(|variants| &variants.names[..]))
     }
 
     /// The origin says that the stored response is still good (RFC 9111 section 4.3.4).
@@ -118,7 +133,7 @@ impl Fetch {
         request: &Request<'_>,
         not_modified: &HeaderMap,
         requested_at: Timestamp,
-        filling: &Filling,
+        filled_at: u64,
         origin: &Rc<dyn Origin>,
     ) -> Answer {
         let now = Timestamp::now();
@@ -144,15 +159,15 @@ impl Fetch {
         // A 304 may say for the first time what the response varies on.
         let variants = match policy::vary(&headers, &self.route.vary) {
             Vary::Names(names) if matches!(decision, Decision::Store(_)) => {
-                self.variants(names, request.headers, filling)
+                self.variants(names, request.headers, filled_at)
             }
             Vary::Names(_) | Vary::Star => None,
         };
-        let key = match variants {
+        let key = match &variants {
             Some(variants) => variants.key_for(&self.primary, request.headers),
             None => self.primary.clone(),
         };
-        let parts = self.parts(&key, request, old.status(), &headers, lifetime, filling.began_at());
+        let parts = self.parts(&key, request, old.status(), &headers, lifetime, filled_at);
         let tags = [origin.tags(), tags_of(&headers)].concat();
         let entry = Entry::pack(
             &entry::Parts { tags: &tags, compressible: old.compressible, ..parts },
@@ -164,12 +179,18 @@ impl Fetch {
         });
         if matches!(decision, Decision::Store(_)) {
             self.cache.l1.insert(key.borrow(), Slot::Entry(Arc::clone(&entry)));
+            self.cache.put(Stored {
+                entry: Arc::clone(&entry),
+                name: self.name(request, variants.as_deref()),
+                variants,
+                lease: self.leader.as_ref().and_then(Leader::take_lease),
+            });
             // Otherwise it may not be what the others asked for: they look again.
             if key == self.key {
                 self.announce(Landing::Validated(Arc::clone(&entry)));
             }
         } else {
-            self.remember_unshared(now, filling, true);
+            self.remember_unshared(now, filled_at, true);
             self.announce(Landing::Unshared);
         }
         let handling = Handling {
@@ -185,7 +206,7 @@ impl Fetch {
         request: &Request<'_>,
         response: origin::Response,
         requested_at: Timestamp,
-        filling: Filling,
+        filled_at: u64,
         origin: &Rc<dyn Origin>,
     ) -> Answer {
         self.route.stats.misses.add(1);
@@ -211,7 +232,7 @@ impl Fetch {
                 let telling = self.stored.is_none() || response.status.as_u16() < 500;
                 if telling && *request.method == Method::GET {
                     let settled = response.status.as_u16() < 400;
-                    self.remember_unshared(received_at, &filling, settled);
+                    self.remember_unshared(received_at, filled_at, settled);
                 }
                 self.announce(Landing::Unshared);
                 return passthrough(response, handling);
@@ -225,11 +246,11 @@ impl Fetch {
         };
         if length.is_some_and(|length| length > max || !share.take(length)) {
             self.route.stats.too_large.add(1);
-            self.remember_unshared(received_at, &filling, true);
+            self.remember_unshared(received_at, filled_at, true);
             self.announce(Landing::Unshared);
             return passthrough(response, handling);
         }
-        let variants = self.variants(names, request.headers, &filling);
+        let variants = self.variants(names, request.headers, filled_at);
         let key = match &variants {
             Some(variants) => variants.key_for(&self.primary, request.headers),
             None => self.primary.clone(),
@@ -237,12 +258,13 @@ impl Fetch {
         let compressible = compress::compressible(response.status, &response.headers, length);
         let mut stored_headers = response.headers.clone();
         policy::strip_for_storage(&mut stored_headers);
+        let name = self.name(request, variants.as_deref());
         let fill = Arc::new(Fill {
             key,
             status: response.status,
             headers: stored_headers,
             lifetime,
-            filled_at: filling.began_at(),
+            filled_at,
             length,
             compressible,
             variants,
@@ -256,9 +278,9 @@ impl Fetch {
             route: Arc::clone(&self.route),
             tags: [origin.tags(), tags_of(&response.headers)].concat(),
             tenant: request.tenant.to_owned(),
+            name,
             share,
             rest: rest_sender,
-            filling,
             leader: self.leader.take(),
         };
         let body = match response.body {
@@ -298,7 +320,7 @@ impl Fetch {
         &self,
         mut names: Vec<HeaderName>,
         request: &HeaderMap,
-        filling: &Filling,
+        filled_at: u64,
     ) -> Option<Arc<Variants>> {
         let l1 = &self.cache.l1;
         let known = match l1.peek(self.primary.borrow()) {
@@ -319,7 +341,8 @@ impl Fetch {
         if names.is_empty() {
             return None;
         }
-        let variants = Arc::new(Variants::new(self.primary.clone(), names, filling.began_at()));
+        let variants = Arc::new(Variants::new(self.primary.clone(), names, filled_at));
+        self.route.varies.store(Some(Arc::clone(&variants.names)));
         l1.insert(self.primary.borrow(), Slot::Variants(Arc::clone(&variants)));
         Some(variants)
     }
@@ -369,12 +392,12 @@ impl Fetch {
         Rules { default_ttl, ..self.route.rules }
     }
 
-    fn remember_unshared(&self, now: Timestamp, filling: &Filling, settled: bool) {
+    fn remember_unshared(&self, now: Timestamp, filled_at: u64, settled: bool) {
         if self.known_unshared {
             return;
         }
         let until = now.after(UNSHARED_FOR);
-        let mark = Unshared::new(self.key.clone(), until, filling.began_at(), settled);
+        let mark = Unshared::new(self.key.clone(), until, filled_at, settled);
         self.cache.l1.insert(self.key.borrow(), Slot::Unshared(Arc::new(mark)));
     }
 }

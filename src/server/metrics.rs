@@ -1,4 +1,4 @@
-//! What the operator's metrics say of the cache, the upstreams and reloads.
+//! What the operator's metrics say of the cache, Redis, the upstreams and reloads.
 //!
 //! The counters live where things happen; here they are only written out, when somebody asks.
 
@@ -15,6 +15,9 @@ pub fn register(shared: &Arc<Shared>) {
             let snapshot = shared.snapshot.load();
             cache(&shared, &snapshot, out);
             upstreams(&snapshot, out);
+            if let Some(redis) = &shared.redis {
+                redis.collect(out);
+            }
             shared.readiness.collect(out);
         }
     });
@@ -29,7 +32,7 @@ fn cache(shared: &Shared, snapshot: &Snapshot, out: &mut Exposition) {
         .sample(&[], usage.max_bytes);
     out.counter("portway_cache_l1_evictions_total", "Entries pushed out or refused for space")
         .sample(&[], usage.evictions);
-    out.gauge("portway_cache_remembered_purges", "Purges remembered until the next sweep")
+    out.gauge("portway_cache_remembered_purges", "Purges remembered one by one")
         .sample(&[], shared.cache.remembered_purges());
     let mut family = out.counter(
         "portway_cache_events_total",

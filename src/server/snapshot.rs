@@ -5,6 +5,8 @@
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
+use arc_swap::ArcSwapOption;
+
 use crate::{
     cache::{RouteCache, policy::Rules, stats::RouteStats},
     proxy::Upstreams,
@@ -89,6 +91,7 @@ impl Running {
             vary: route.cache.as_ref().map(|rule| rule.vary.clone()).unwrap_or_default(),
             stats: previous
                 .map_or_else(|| Arc::new(RouteStats::default()), |it| Arc::clone(&it.cache.stats)),
+            varies: ArcSwapOption::default(),
         };
         Self { cache: Arc::new(cache), metrics: registry.route(&route.name) }
     }

@@ -18,6 +18,8 @@ mod memory;
 mod observability;
 mod proxy;
 mod proxy_faults;
+mod redis_link;
+mod redis_messages;
 mod reload;
 mod shutdown;
 mod soak;
