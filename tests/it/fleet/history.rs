@@ -28,6 +28,8 @@ struct Key {
     current: AtomicU64,
     /// What every read from now on must have at least.
     acknowledged: AtomicU64,
+    /// How that came about, for the report of a read that had less.
+    by: Mutex<String>,
 }
 
 /// The origin's data, and what clients were told of it.
@@ -45,6 +47,12 @@ impl Data {
 
     pub(crate) fn acknowledge(&self, key: usize, version: u64) {
         self.0[key].acknowledged.fetch_max(version, SeqCst);
+    }
+
+    fn acknowledged_by(&self, key: usize, version: u64, how: &str, took: Duration) {
+        if self.0[key].acknowledged.fetch_max(version, SeqCst) < version {
+            *lock(&self.0[key].by) = format!("{version} by {how} in {took:.2?}");
+        }
     }
 
     pub(crate) fn acknowledged(&self, key: usize) -> u64 {
@@ -85,8 +93,9 @@ pub(crate) struct Outcome {
     pub(crate) reads: usize,
     pub(crate) hits: usize,
     pub(crate) writes: usize,
-    /// Purges that an instance did not confirm: no promise was made.
-    pub(crate) unconfirmed: usize,
+    /// Purges that an instance did not confirm: no promise was made. How long each took, and what was
+    /// answered.
+    pub(crate) unconfirmed: Vec<String>,
     pub(crate) wrong: Vec<String>,
     /// How long each acknowledgement took.
     purges: Vec<Duration>,
@@ -97,7 +106,7 @@ impl Outcome {
         self.reads += other.reads;
         self.hits += other.hits;
         self.writes += other.writes;
-        self.unconfirmed += other.unconfirmed;
+        self.unconfirmed.extend(other.unconfirmed);
         self.wrong.extend(other.wrong);
         self.purges.extend(other.purges);
     }
@@ -114,7 +123,7 @@ impl Outcome {
             self.reads,
             self.hits,
             self.writes,
-            self.unconfirmed,
+            self.unconfirmed.len(),
             percentile(&mut self.purges, 50),
             percentile(&mut self.purges, 99),
         );
@@ -155,7 +164,9 @@ impl Client {
             Err(answer) => answer,
         };
         let status = answer.header("cache-status").unwrap_or_default();
-        let line = format!("{key} at instance {instance}: {fault}, not {least}; {status}");
+        let by = lock(&self.data.0[key].by).clone();
+        let line =
+            format!("{key} at instance {instance}: {fault}, not {least}; {status}; last {by}");
         self.outcome.wrong.push(line);
     }
 
@@ -168,7 +179,10 @@ impl Client {
                 let answer = self.ask(instance, &put).await;
                 let version = answer.header("x-version").and_then(|v| v.parse().ok());
                 match version {
-                    Some(version) => self.data.acknowledge(key, version),
+                    Some(version) => {
+                        let how = format!("PUT at instance {instance}");
+                        self.data.acknowledged_by(key, version, &how, started.elapsed());
+                    }
                     None => self.outcome.wrong.push(format!("PUT: {}", answer.status)),
                 }
                 return self.outcome.purges.push(started.elapsed());
@@ -187,9 +201,11 @@ impl Client {
         let answer = purge(self.admin[instance], &selector).await;
         self.outcome.purges.push(started.elapsed());
         if confirmed(&answer, self.admin.len()) {
-            self.data.acknowledge(key, version);
+            let how = format!("{selector} at instance {instance}");
+            self.data.acknowledged_by(key, version, &how, started.elapsed());
         } else {
-            self.outcome.unconfirmed += 1;
+            let took = started.elapsed();
+            self.outcome.unconfirmed.push(format!("{selector} in {took:.2?}: {answer}"));
         }
     }
 
