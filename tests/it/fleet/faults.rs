@@ -270,6 +270,22 @@ async fn a_fleet_starts_without_redis_and_shares_once_it_is_there() {
 }
 
 #[tokio::test]
+async fn a_full_redis_still_carries_purges() {
+    let origin = Origin::start(|seen: &Seen| Answer::ok(seen.nth.to_string())).await;
+    let redis = Redis::start().await;
+    let fleet = super::of(2, &origin, &redis).await;
+    for nth in [0, 1] {
+        assert_eq!(fleet.get(nth, "/k/1").await.text(), "1");
+    }
+    redis.config_set("maxmemory", "1").await;
+    let answer = fleet.purge(0, json!({ "tag": "k:1" })).await;
+    assert!(confirmed(&answer, 2), "{answer}");
+    for nth in [1, 0] {
+        assert_ne!(fleet.get(nth, "/k/1").await.text(), "1");
+    }
+}
+
+#[tokio::test]
 async fn a_purge_holds_though_redis_lost_its_memory_of_it() {
     let gate = Gate::closed();
     let held = gate.clone();

@@ -18,6 +18,7 @@ use tokio::task::JoinSet;
 use super::{by_key, routes};
 use crate::lab::{
     Answer, Connection, Fleet, Origin, Redis, Request, Seen,
+    fault_proxy::{FaultProxy, Faults},
     fleet::{Builder, HOST, confirmed, get},
     random::Random,
 };
@@ -330,6 +331,52 @@ pub(crate) async fn fleet(
     let fleet = settings(builder).start(count).await;
     fleet.linked().await;
     (fleet, origin, data)
+}
+
+/// A run over three instances whose links to Redis are cut, fall silent, lose their subscribers or get
+/// slow, at random.
+pub(crate) async fn over_breaking_links(run: Run) -> Outcome {
+    let redis = Redis::start().await;
+    let (origin, data) = origin(run.keys).await;
+    let mut builder = Fleet::routing(routes(&origin));
+    let mut proxies = Vec::new();
+    for nth in 0..3 {
+        let proxy = FaultProxy::start(redis.addr, run.seed + nth as u64).await;
+        builder = builder.env_of(nth, "REDIS_URL", redis.url_by(proxy.addr()));
+        proxies.push(proxy);
+    }
+    let fleet = builder.start(3).await;
+    fleet.linked().await;
+    let mut random = Random::seeded(run.seed);
+    let breaking = async {
+        loop {
+            let proxy = &proxies[random.below(3) as usize];
+            let faults = match random.below(5) {
+                0 => Faults { half_open: true, only_where: Some("SUBSCRIBE"), ..Faults::default() },
+                1 => Faults { half_open: true, ..Faults::default() },
+                2 => Faults { delay: Duration::from_millis(15), ..Faults::default() },
+                3 => Faults { refuse: true, ..Faults::default() },
+                _ => Faults::default(),
+            };
+            proxy.set(faults);
+            if random.below(2) == 0 {
+                proxy.cut_all();
+            }
+            tokio::time::sleep(Duration::from_millis(20 + random.below(300))).await;
+            proxy.set(Faults::default());
+            tokio::time::sleep(Duration::from_millis(random.below(600))).await;
+        }
+    };
+    let started = Instant::now();
+    let mut outcome = tokio::select! {
+        outcome = run.at(&fleet, &data) => outcome,
+        () = breaking => unreachable!("it goes on for ever"),
+    };
+    outcome.print(started.elapsed());
+    origin.assert_strict();
+    let confirmed = outcome.writes - outcome.unconfirmed.len();
+    assert!(confirmed > 0 && outcome.hits > 0, "nothing was put to the test");
+    outcome
 }
 
 /// Takes the lock of a test that may have failed with it.

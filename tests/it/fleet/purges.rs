@@ -35,6 +35,12 @@ async fn no_read_after_an_acknowledged_purge_returns_older_data() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_read_after_an_acknowledged_purge_returns_older_data_over_breaking_links() {
+    let run = history::Run { keys: 10, clients: 8, operations: 800, puts: false, seed: 4 };
+    history::over_breaking_links(run).await.assert_nothing_old();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_purge_takes_effect_at_the_other_instances_within_150_ms() {
     let redis = Redis::start().await;
     let (fleet, _origin, data) = history::fleet(3, 1, &redis, |b| b).await;
@@ -244,6 +250,32 @@ async fn a_purge_without_redis_works_where_it_was_asked_and_says_who_missed_it()
         fleet.get(1, "/k/1").await.text() != "1"
     })
     .await;
+}
+
+#[tokio::test]
+async fn a_purge_names_an_instance_that_redis_forgot() {
+    let redis = Redis::start().await;
+    let proxy = FaultProxy::start(redis.addr, 7).await;
+    let behind = redis.url_by(proxy.addr());
+    let settings = |b: crate::lab::fleet::Builder| {
+        b.env_of(1, "REDIS_URL", &behind).env("CACHE_L1_TTL", "60s")
+    };
+    let (fleet, _origin, data) = history::fleet(2, 1, &redis, settings).await;
+    for nth in [1, 0, 1] {
+        fleet.get(nth, "/k/0").await;
+    }
+    // Its messages and beats are lost; it relies on what it knows for a while still.
+    proxy.set(Faults { half_open: true, ..Faults::default() });
+    redis.command(&["FLUSHALL"]).await;
+    let wanted = data.write(0);
+    let answer = fleet.purge(0, json!({ "tag": "k:0" })).await;
+    let read = fleet.get(1, "/k/0").await;
+    let old = history::version(&read, 0).expect("a version") < wanted;
+    let missing = answer["instances"]["missing"].as_array().map_or(0, Vec::len);
+    assert!(
+        !old || missing == 1,
+        "instance 1 serves what was purged, and nobody says so: {answer}"
+    );
 }
 
 #[tokio::test]

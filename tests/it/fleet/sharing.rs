@@ -10,6 +10,7 @@ use super::{by_key, routes};
 use crate::lab::{
     Answer, Fleet, Origin, Redis, Request, Response, SOON, Seen,
     fleet::{Builder, get},
+    random::Random,
     redis::{Cluster, Sentinel},
     wait_for,
 };
@@ -44,8 +45,8 @@ fn assert_hit(response: &Response, body: &str) {
     assert_eq!(response.status, 200);
 }
 
-/// What every form of Redis must do for two instances.
-async fn two_instances_share(builder: Builder, origin: &Origin) {
+/// What every form of Redis must do for two instances, which it returns.
+async fn two_instances_share(builder: Builder, origin: &Origin) -> Fleet {
     let mut fleet = builder.start(2).await;
     fleet.linked().await;
     let filled = Instant::now();
@@ -76,6 +77,7 @@ async fn two_instances_share(builder: Builder, origin: &Origin) {
     assert_hit(&fleet.get(1, "/k/0").await, "/k/0 asked 2");
     assert_eq!(origin.total(), 7);
     origin.assert_strict();
+    fleet
 }
 
 #[tokio::test]
@@ -93,11 +95,19 @@ async fn two_instances_share_over_valkey() {
 
 #[tokio::test]
 async fn two_instances_share_over_tls_with_a_password() {
-    let redis = Redis::options().password("pa55word-of-redis").tls().start().await;
+    let password = "pa55word-of-redis";
+    let redis = Redis::options().password(password).tls().start().await;
     let origin = catalogue().await;
     let builder = Fleet::routing(routes(&origin)).redis(redis.tls_url());
     let certificate = redis.certificate().display().to_string();
-    two_instances_share(builder.env("SSL_CERT_FILE", certificate), &origin).await;
+    let builder = builder.env("SSL_CERT_FILE", certificate).env("RUST_LOG", "debug");
+    let fleet = two_instances_share(builder, &origin).await;
+    for gateway in fleet.running() {
+        let metrics = gateway.admin(Request::get("/metrics")).await.text();
+        for told in [gateway.log.text(), metrics] {
+            assert!(!told.contains(password), "the password is told");
+        }
+    }
 }
 
 #[tokio::test]
@@ -155,6 +165,34 @@ async fn a_large_body_is_small_in_redis_and_whole_at_the_other_instance() {
         let bytes: usize = redis.try_bytes(words).await.unwrap().text().parse().unwrap();
         assert!(bytes < 20 << 10, "{bytes} bytes at {}", String::from_utf8_lossy(&key));
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn bodies_of_megabytes_are_shared_and_hold_up_nothing_small() {
+    // Nothing that could be compressed.
+    let noise = |seed: &str| {
+        let mut random =
+            Random::seeded(seed.len() as u64 + seed.bytes().map(u64::from).sum::<u64>());
+        std::iter::repeat_with(|| random.next().to_le_bytes()).take(512 << 10).flatten().collect()
+    };
+    let origin = Origin::start(move |seen: &Seen| {
+        let body: Vec<u8> =
+            if seen.path().starts_with("/big") { noise(seen.path()) } else { vec![7] };
+        Answer::cacheable(body)
+    })
+    .await;
+    let redis = Redis::start().await;
+    let fleet = super::of(2, &origin, &redis).await;
+    for n in 0..3 {
+        let target = format!("/big/{n}");
+        assert_eq!(fleet.get(n % 2, &target).await.body, noise(&target));
+        super::faults::until_shared(&fleet, &origin, &format!("beside-{n}")).await;
+        let other = fleet.get(1 - n % 2, &target).await;
+        assert!(other.body == noise(&target), "another body for {target}");
+    }
+    // Not each of them has to fit into the time that Redis is given on a busy machine.
+    let shared = (0..3).filter(|n| origin.count(&format!("/big/{n}")) == 1).count();
+    assert!(shared > 0, "none of them is shared");
 }
 
 #[tokio::test]

@@ -183,7 +183,41 @@ async fn ten_thousand_requests_notice_nothing_of_a_dead_primary_of_a_cluster() {
         replica.until_info("replication", "role:master", Duration::from_secs(20)).await;
         Instant::now()
     };
-    judge("a Cluster's primary dies", &trial(&fleet, &origin, plan(), fault).await);
+    let figures = trial(&fleet, &origin, plan(), fault).await;
+    figures.print("a Cluster's primary dies");
+    figures.assert_unnoticed();
+    assert!(figures.sharing_again <= Duration::from_secs(2), "{:?}", figures.sharing_again);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "takes minutes; run with --ignored"]
+async fn interleavings_over_breaking_links_return_nothing_old() {
+    let run = history::Run { keys: 20, clients: 12, operations: 8000, puts: false, seed: 78 };
+    history::over_breaking_links(run).await.assert_nothing_old();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "takes minutes; run with --ignored"]
+async fn interleavings_over_a_redis_that_evicts_return_nothing_old() {
+    const KEYS: usize = 20;
+    let redis = Redis::options().max_memory(6 << 20, "allkeys-random").start().await;
+    let (fleet, origin, data) = history::fleet(3, KEYS, &redis, |b| b).await;
+    // What fills it, so that what the instances agree by is evicted too.
+    let filling = async {
+        for n in 0..u64::MAX {
+            let name = format!("filler:{}", n % 20_000);
+            let _ = redis.try_command(&["SET", &name, &"x".repeat(1000)]).await;
+        }
+    };
+    let run = history::Run { keys: KEYS, clients: 12, operations: 24_000, puts: false, seed: 79 };
+    let started = Instant::now();
+    let mut outcome = tokio::select! {
+        outcome = run.at(&fleet, &data) => outcome,
+        () = filling => unreachable!("it goes on for ever"),
+    };
+    outcome.print(started.elapsed());
+    outcome.assert_nothing_old();
+    origin.assert_strict();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
