@@ -19,6 +19,7 @@ mod proxy;
 mod proxy_faults;
 mod redis_link;
 mod redis_messages;
+mod redis_topologies;
 mod reload;
 mod shutdown;
 mod soak;
