@@ -13,14 +13,16 @@ pub(super) fn of(command: &Cmd) -> Option<u16> {
         Arg::Simple(bytes) => bytes,
         _ => b"",
     });
-    let name = arguments.next()?.to_ascii_uppercase();
-    let key = match &*name {
-        b"EVAL" | b"EVALSHA" => {
-            let keys = arguments.nth(1)?;
-            arguments.next().filter(|_| keys != b"0")
-        }
-        b"PING" | b"TIME" | b"INFO" | b"SCRIPT" | b"CLUSTER" => None,
-        _ => arguments.next(),
+    let name = arguments.next()?;
+    let is_one_of =
+        |names: &[&str]| names.iter().any(|it| name.eq_ignore_ascii_case(it.as_bytes()));
+    let key = if is_one_of(&["EVALSHA", "EVAL"]) {
+        let keys = arguments.nth(1)?;
+        arguments.next().filter(|_| keys != b"0")
+    } else if is_one_of(&["PING", "TIME", "INFO", "SCRIPT", "CLUSTER"]) {
+        None
+    } else {
+        arguments.next()
     };
     key.map(of_key)
 }
