@@ -25,6 +25,7 @@ use crate::{
         purge::{Mode, Selector},
     },
     config::{Config, TlsFiles},
+    limits::Limits,
     proxy::{self, UpstreamStatus},
     routes::{self, Action, RouteTable},
     server::{Readiness, Shared, listen, metrics, snapshot::Snapshot, tls::Certificate, warm},
@@ -69,6 +70,7 @@ impl App {
         });
         let shared = Arc::new(Shared {
             cache: Arc::clone(&cache),
+            limits: Limits::default(),
             snapshot: ArcSwap::from_pointee(snapshot),
             trusted_proxies: config.server.trusted_proxies.clone(),
             upstream_tls: proxy::client_config().context("TLS to upstreams")?,

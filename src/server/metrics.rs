@@ -14,6 +14,7 @@ pub fn register(shared: &Arc<Shared>) {
         if let Some(shared) = Weak::upgrade(&weak) {
             let snapshot = shared.snapshot.load();
             cache(&shared, &snapshot, out);
+            limits(&shared, &snapshot, out);
             upstreams(&snapshot, out);
             shared.readiness.collect(out);
         }
@@ -40,6 +41,27 @@ fn cache(shared: &Shared, snapshot: &Snapshot, out: &mut Exposition) {
             family.sample(&[("route", &route.name), ("event", event)], count);
         }
     }
+}
+
+fn limits(shared: &Shared, snapshot: &Snapshot, out: &mut Exposition) {
+    let mut family = out.counter(
+        "portway_limit_requests_total",
+        "Requests of limited routes: allowed, or refused with 429",
+    );
+    for (route, running) in snapshot.routes() {
+        for (result, count) in running.limits.iter().flat_map(|limits| limits.counts().iter()) {
+            family.sample(&[("route", &route.name), ("result", result)], count);
+        }
+    }
+    let usage = shared.limits.usage();
+    out.gauge("portway_limit_memory_keys", "Keys that limits are counted for in memory")
+        .sample(&[], usage.keys);
+    out.gauge("portway_limit_memory_bytes", "Bytes that these keys take").sample(&[], usage.bytes);
+    out.counter(
+        "portway_limit_forgotten_total",
+        "Keys that still counted and were forgotten for want of space",
+    )
+    .sample(&[], usage.forgotten);
 }
 
 fn upstreams(snapshot: &Snapshot, out: &mut Exposition) {

@@ -1,7 +1,7 @@
 //! The way of a request, from the parsed head to the response.
 //!
 //! The order is this file, read from top to bottom: refusals of the front door, identifiers, health,
-//! route match, body limit, cache, and on a miss the origin. A hit is answered by
+//! route match, body limit, rate limit, cache, and on a miss the origin. A hit is answered by
 //! [`Gateway::call`] itself from a ready future; everything that has to wait goes through
 //! [`answer`].
 
@@ -26,7 +26,7 @@ use bytes::Bytes;
 use futures_util::future::LocalBoxFuture;
 
 use super::{
-    Shared, front_door, health,
+    Shared, front_door, health, limit,
     observe::{Counted, Exchange},
     origin::{BodyGuard, ProxyOrigin},
     snapshot::Snapshot,
@@ -116,7 +116,7 @@ impl Service<Request> for Gateway {
         // Warm-up comes from inside and has no peer.
         let peer =
             request.peer_addr().unwrap_or(SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0));
-        let exchange = Exchange::begin(head, peer.ip(), connection.map(|it| it.door.begin()));
+        let mut exchange = Exchange::begin(head, peer.ip(), connection.map(|it| it.door.begin()));
         let unrouted = Counted { metrics: self.shared.registry.unrouted(), name: None };
         let ready = |response| Answering::Ready(Some(response));
 
@@ -161,6 +161,13 @@ impl Service<Request> for Gateway {
             let mut response = exchange.problem(Code::BodyTooLarge, None);
             response.head_mut().set_connection_type(ConnectionType::Close);
             return ready(exchange.done(head, running.into(), response, CacheOutcome::None));
+        }
+
+        // Warm-up is the gateway's own doing and counts for nobody.
+        if let Some(limits) = running.limits.as_ref().filter(|_| request.peer_addr().is_some())
+            && let Some(refusal) = limit::check(&self.shared, limits, head, &mut exchange)
+        {
+            return ready(exchange.done(head, running.into(), refusal, CacheOutcome::None));
         }
 
         let query = effective_query(route, head);

@@ -14,8 +14,8 @@ const RANKS: &[&[&str]] = &[
     &["app"],
     &["server"],
     &["admin"],
-    &["proxy", "cache"],
-    &["routes"],
+    &["proxy", "cache", "limits"],
+    &["routes", "redis"],
     &["config", "problem", "telemetry"],
 ];
 

@@ -12,6 +12,7 @@ mod front_door;
 mod health;
 mod http_cache_tests;
 mod lab_works;
+mod limits;
 mod memory;
 mod observability;
 mod proxy;
