@@ -27,6 +27,7 @@ use crate::{
     config::{Config, TlsFiles},
     limits::Limits,
     proxy::{self, UpstreamStatus},
+    redis::Redis,
     routes::{self, Action, RouteTable},
     server::{Readiness, Shared, listen, metrics, snapshot::Snapshot, tls::Certificate, warm},
     telemetry::metrics::Registry,
@@ -71,6 +72,7 @@ impl App {
         let shared = Arc::new(Shared {
             cache: Arc::clone(&cache),
             limits: Limits::default(),
+            redis: config.redis.as_ref().map(Redis::start),
             snapshot: ArcSwap::from_pointee(snapshot),
             trusted_proxies: config.server.trusted_proxies.clone(),
             upstream_tls: proxy::client_config().context("TLS to upstreams")?,

@@ -8,6 +8,7 @@
 mod admin;
 mod cache;
 mod log;
+mod redis;
 mod routes;
 mod secret;
 mod server;
@@ -18,6 +19,7 @@ mod vars;
 pub use admin::AdminConfig;
 pub use cache::CacheConfig;
 pub use log::{LogConfig, LogFormat};
+pub use redis::{Address, Login, RedisConfig, Servers};
 pub use routes::RoutesConfig;
 pub use secret::Secret;
 pub use server::{ServerConfig, TlsFiles};
@@ -33,6 +35,8 @@ pub struct Config {
     pub admin: AdminConfig,
     pub routes: RoutesConfig,
     pub cache: CacheConfig,
+    /// None: this instance shares nothing with others.
+    pub redis: Option<RedisConfig>,
     pub log: LogConfig,
 }
 
@@ -42,15 +46,7 @@ const UNREAD: &[&str] = &[
     "PORTWAY_ENV",
     "PORTWAY_ROLE",
     "JOB_CONCURRENCY",
-    "REDIS_URL",
-    "REDIS_HOST",
-    "REDIS_PORT",
-    "REDIS_PASSWORD",
-    "REDIS_DB",
-    "REDIS_CLUSTER_NODES",
     "REDIS_QUEUE_URL",
-    "CACHE_L1_TTL",
-    "CACHE_NAMESPACE",
     "DATABASE_URL",
     "DATABASE_READ_REPLICA_URL",
     "DATABASE_READ_REPLICA_ENABLED",
@@ -78,6 +74,7 @@ impl Config {
             admin: AdminConfig::read(&mut vars, &server),
             routes: RoutesConfig::read(&mut vars),
             cache: CacheConfig::read(&mut vars),
+            redis: RedisConfig::read(&mut vars),
             log: LogConfig::read(&mut vars),
             server,
         };
@@ -157,9 +154,9 @@ mod tests {
 
     #[test]
     fn a_setting_that_nothing_reads_is_a_mistake() {
-        let source = BTreeMap::from([("REDIS_URL".to_owned(), "redis://x".to_owned())]);
+        let source = BTreeMap::from([("REDIS_QUEUE_URL".to_owned(), "redis://x".to_owned())]);
         let errors = Config::from_source(&source).unwrap_err().to_string();
-        assert!(errors.starts_with("REDIS_URL is set"), "{errors}");
+        assert!(errors.starts_with("REDIS_QUEUE_URL is set"), "{errors}");
         assert!(!errors.contains("redis://"), "{errors}");
     }
 

@@ -11,6 +11,7 @@ pub mod demo;
 pub mod limits;
 pub mod problem;
 pub mod proxy;
+pub mod redis;
 pub mod routes;
 pub mod server;
 pub mod telemetry;

@@ -23,12 +23,14 @@ use tokio_util::sync::CancellationToken;
 
 pub use self::health::Readiness;
 use self::snapshot::Snapshot;
-use crate::{cache::Cache, limits::Limits, telemetry::metrics::Registry};
+use crate::{cache::Cache, limits::Limits, redis::Redis, telemetry::metrics::Registry};
 
 /// What the workers of one process share.
 pub struct Shared {
     pub cache: Arc<Cache>,
     pub limits: Limits,
+    /// None: this instance shares nothing with others.
+    pub redis: Option<Arc<Redis>>,
     pub snapshot: ArcSwap<Snapshot>,
     pub trusted_proxies: Vec<IpNet>,
     pub upstream_tls: Arc<rustls::ClientConfig>,

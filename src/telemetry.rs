@@ -11,7 +11,7 @@
 pub mod access_log;
 mod hex;
 pub mod metrics;
-mod random;
+pub(crate) mod random;
 pub mod request_id;
 pub mod throttle;
 pub mod trace;

@@ -7,6 +7,8 @@ use super::{values, vars::Vars};
 /// The response cache.
 ///
 /// - `CACHE_L1_MAX_BYTES` (`256MiB`): memory for stored responses, over all workers.
+/// - `CACHE_L1_TTL` (`5s`): with Redis, the longest a response is served from memory before Redis is
+///   asked again whether it is still good.
 /// - `CACHE_MAX_OBJECT_BYTES` (`8MiB`): the largest body stored; at most half of the above, or one
 ///   response could push out all others.
 /// - `REDIS_CACHE_TTL_SECONDS` (`300`): freshness on a route with a `cache:` section where neither
@@ -14,6 +16,7 @@ use super::{values, vars::Vars};
 #[derive(Debug, Clone)]
 pub struct CacheConfig {
     pub l1_max_bytes: u64,
+    pub l1_ttl: Duration,
     pub max_object_bytes: u64,
     pub default_ttl: Duration,
 }
@@ -22,6 +25,7 @@ impl CacheConfig {
     pub(super) fn read(vars: &mut Vars<'_>) -> Self {
         let config = Self {
             l1_max_bytes: vars.value("CACHE_L1_MAX_BYTES", 256 << 20, values::size),
+            l1_ttl: vars.value("CACHE_L1_TTL", Duration::from_secs(5), values::duration),
             max_object_bytes: vars.value("CACHE_MAX_OBJECT_BYTES", 8 << 20, values::size),
             default_ttl: vars.value(
                 "REDIS_CACHE_TTL_SECONDS",

@@ -132,7 +132,7 @@ mod tests {
             pattern.segments(),
             [literal("api"), Segment::Param, literal("caf%C3%A9"), Segment::Rest]
         );
-        assert_eq!(pattern.names(), ["id".into(), "rest".into()]);
+        assert_eq!(pattern.names(), [Box::from("id"), Box::from("rest")]);
         assert_eq!(PathPattern::parse("/").expect("valid").segments(), [literal("")]);
         assert_eq!(PathPattern::parse("/é").expect("valid").segments(), [literal("%C3%A9")]);
     }

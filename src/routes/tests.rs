@@ -68,7 +68,7 @@ fn the_example_file_is_read_in_full() {
     assert_eq!(table.routes[1].invalidates.len(), 2);
     let news = table.routes[2].cache.as_ref().expect("a cache section");
     assert!(news.override_origin);
-    assert_eq!(news.warm_paths, ["/api/news".into()]);
+    assert_eq!(news.warm_paths, [Box::from("/api/news")]);
     let Action::Respond { status, headers, body } = &table.routes[5].action else {
         panic!("a fixed response");
     };

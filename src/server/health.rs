@@ -1,8 +1,8 @@
-//! `/health/live` and `/health/ready`, for load balancers and orchestrators.
+//! `/health/live` and `/health/ready`, for load balancers and orchestrators, and `/health/redis`.
 //!
 //! Live says that the process answers: nothing that is down elsewhere makes it fail, or an
 //! orchestrator would kill the whole fleet for a fault of somebody else. Ready says whether to send
-//! requests here.
+//! requests here, which Redis is no reason against: without it every request is still answered.
 
 use std::sync::{
     Mutex, PoisonError,
@@ -71,14 +71,44 @@ impl Readiness {
 /// Answers a health request; `None` for every other.
 pub fn answer(shared: &Shared, head: &RequestHead) -> Option<Response<BoxBody>> {
     let path = head.uri.path();
-    if !path.starts_with("/health/") || !matches!(head.method, Method::GET | Method::HEAD) {
+    let health = path.strip_prefix("/api").unwrap_or(path).starts_with("/health/");
+    if !health || !matches!(head.method, Method::GET | Method::HEAD) {
         return None;
     }
     match path {
         "/health/live" => Some(json_response(StatusCode::OK, &json!({ "status": "live" }))),
         "/health/ready" => Some(ready(shared)),
+        "/health/redis" | "/api/health/redis" => Some(redis(shared)),
         _ => None,
     }
+}
+
+/// The link to Redis and, since that is what it is for, the cache.
+fn redis(shared: &Shared) -> Response<BoxBody> {
+    let health = shared.redis.as_ref().map(|redis| redis.health());
+    let (status, text) = match &health {
+        None => (StatusCode::OK, "disabled"),
+        Some(health) if health.up => (StatusCode::OK, "up"),
+        Some(_) => (StatusCode::SERVICE_UNAVAILABLE, "down"),
+    };
+    let latency = health.as_ref().and_then(|health| health.latency);
+    let mut totals = serde_json::Map::new();
+    for (_, running) in shared.snapshot.load().routes() {
+        for (event, count) in running.cache.stats.snapshot().iter() {
+            let total = totals.get(event).and_then(serde_json::Value::as_u64).unwrap_or(0);
+            totals.insert(event.to_owned(), (total + count).into());
+        }
+    }
+    let body = json!({
+        "status": text,
+        "connected": health.as_ref().is_some_and(|health| health.connected),
+        "mode": health.as_ref().map(|health| health.mode),
+        // Milliseconds.
+        "latency": latency.map(|latency| latency.as_secs_f64() * 1000.0),
+        "error": health.and_then(|health| health.error),
+        "cache": { "l1": shared.cache.usage(), "totals": totals },
+    });
+    json_response(status, &body)
 }
 
 fn ready(shared: &Shared) -> Response<BoxBody> {
@@ -91,6 +121,11 @@ fn ready(shared: &Shared) -> Response<BoxBody> {
     let mut degraded = serde_json::Map::new();
     if let Some(reason) = readiness.refused_routes() {
         degraded.insert("routes".into(), reason.into());
+    }
+    if let Some(health) = shared.redis.as_ref().map(|redis| redis.health())
+        && !health.up
+    {
+        degraded.insert("redis".into(), health.error.unwrap_or_else(|| "connecting".into()).into());
     }
     let down = shared.snapshot.load().upstreams.status();
     let down: Vec<String> = down

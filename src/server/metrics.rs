@@ -1,4 +1,4 @@
-//! What the operator's metrics say of the cache, the upstreams and reloads.
+//! What the operator's metrics say of the cache, Redis, the upstreams and reloads.
 //!
 //! The counters live where things happen; here they are only written out, when somebody asks.
 
@@ -16,6 +16,9 @@ pub fn register(shared: &Arc<Shared>) {
             cache(&shared, &snapshot, out);
             limits(&shared, &snapshot, out);
             upstreams(&snapshot, out);
+            if let Some(redis) = &shared.redis {
+                redis.collect(out);
+            }
             shared.readiness.collect(out);
         }
     });

@@ -15,6 +15,7 @@
 mod exposition;
 mod process;
 mod route;
+mod sharded;
 
 use std::{
     collections::BTreeMap,
@@ -25,6 +26,7 @@ use std::{
 use super::access_log;
 pub use exposition::{Exposition, Family};
 pub use route::{Observation, RouteMetrics};
+pub use sharded::{Histogram, Sharded};
 
 /// The label of requests that matched no route; not a name a route can have.
 const UNROUTED: &str = "-";

@@ -11,7 +11,7 @@ thread_local! {
 }
 
 /// 64 random bits.
-pub(super) fn next() -> u64 {
+pub(crate) fn next() -> u64 {
     STATE.with(|state| {
         let mut s = state.get();
         let result = s[0].wrapping_add(s[3]).rotate_left(23).wrapping_add(s[0]);

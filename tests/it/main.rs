@@ -17,6 +17,7 @@ mod memory;
 mod observability;
 mod proxy;
 mod proxy_faults;
+mod redis_link;
 mod reload;
 mod shutdown;
 mod soak;

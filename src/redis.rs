@@ -1,0 +1,132 @@
+//! The link to Redis, which instances share: connections, breaker, health.
+//!
+//! Redis may vanish at any moment, and no request may notice more than a lower hit rate. So a call has
+//! a [budget](BUDGET) that covers everything (connecting, sending, waiting, loading a script); some
+//! failures in a row, or one refused connection, and calls fail at once without being sent; whether
+//! Redis is back is the business of a task of its own. Nothing waits in a queue.
+//!
+//! The library's own connection manager is not used: it retries with pauses while calls wait for it,
+//! and one connection for all workers would make each answer wake another thread.
+
+mod backoff;
+mod breaker;
+mod connect;
+mod fault;
+mod link;
+mod metrics;
+mod supervisor;
+mod tls;
+mod worker;
+
+use std::{sync::Arc, time::Duration};
+
+use ::redis::from_redis_value;
+pub use ::redis::{
+    Cmd, FromRedisValue, ParsingError, Script, ScriptInvocation, ToRedisArgs, Value, cmd,
+};
+use tokio_util::task::AbortOnDropHandle;
+
+pub use self::fault::Error;
+use self::{
+    connect::Connector,
+    link::{Link, Request},
+};
+use crate::{
+    config::RedisConfig,
+    telemetry::{metrics::Exposition, random},
+};
+
+/// How long a call may take, everything included.
+pub const BUDGET: Duration = Duration::from_millis(50);
+
+/// How long it may take to connect, which no call waits out.
+const CONNECT: Duration = Duration::from_millis(500);
+
+/// The link of this process to Redis.
+pub struct Redis {
+    link: Arc<Link>,
+    instance: String,
+    namespace: String,
+    _supervisor: AbortOnDropHandle<()>,
+}
+
+/// How the link is doing.
+#[derive(Debug, Clone)]
+pub struct Health {
+    /// Whether calls are let through.
+    pub up: bool,
+    /// Whether there is a connection; one to a server that hangs is of no use.
+    pub connected: bool,
+    /// How long the last `PING` took.
+    pub latency: Option<Duration>,
+    /// What is wrong, or was in the last seconds. Neither addresses nor secrets.
+    pub error: Option<String>,
+    /// `single`, `sentinel` or `cluster`.
+    pub mode: &'static str,
+}
+
+impl Redis {
+    /// Begins to connect, in the background and for ever. Needs a running runtime.
+    pub fn start(config: &RedisConfig) -> Arc<Self> {
+        let link = Arc::new(Link::new(Connector::new(config)));
+        let supervisor = tokio::spawn(supervisor::supervise(Arc::clone(&link)));
+        Arc::new(Self {
+            link,
+            instance: format!("{:016x}", random::next()),
+            namespace: config.namespace.clone(),
+            _supervisor: AbortOnDropHandle::new(supervisor),
+        })
+    }
+
+    /// This instance among the instances: 16 hexadecimal digits, others at each start.
+    pub fn instance(&self) -> &str {
+        &self.instance
+    }
+
+    /// How every key and channel begins.
+    pub fn namespace(&self) -> &str {
+        &self.namespace
+    }
+
+    /// Whether calls are let through.
+    pub fn is_up(&self) -> bool {
+        self.link.breaker.is_closed()
+    }
+
+    /// Sends one command and waits for its answer, at most [`BUDGET`]. It must be one that may be
+    /// sent twice: a connection that turns out to be dead does not say whether it was carried out.
+    ///
+    /// # Errors
+    ///
+    /// See [`Error`]; a reply that `T` cannot be made of is [`Error::Failed`].
+    pub async fn command<T: FromRedisValue>(&self, command: &Cmd) -> Result<T, Error> {
+        read(self.link.call(Request::Command(command)).await?)
+    }
+
+    /// [`Redis::command`] for a script; a server that does not know it yet is told.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Redis::command`].
+    pub async fn script<T: FromRedisValue>(
+        &self,
+        script: &ScriptInvocation<'_>,
+    ) -> Result<T, Error> {
+        read(self.link.call(Request::Script(script)).await?)
+    }
+
+    pub fn health(&self) -> Health {
+        self.link.health()
+    }
+
+    /// Writes the families of metrics of this link.
+    pub fn collect(&self, out: &mut Exposition) {
+        out.gauge("portway_redis_up", "1 where calls to Redis are let through")
+            .sample(&[], u8::from(self.is_up()));
+        self.link.metrics.collect(out);
+    }
+}
+
+fn read<T: FromRedisValue>(value: Value) -> Result<T, Error> {
+    from_redis_value(value).map_err(|error| Error::Failed(error.to_string()))
+}
