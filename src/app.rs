@@ -69,10 +69,11 @@ impl App {
             l1_max_bytes: config.cache.l1_max_bytes,
             max_object_bytes: config.cache.max_object_bytes,
         });
+        let redis = config.redis.as_ref().map(Redis::start);
         let shared = Arc::new(Shared {
             cache: Arc::clone(&cache),
-            limits: Limits::default(),
-            redis: config.redis.as_ref().map(Redis::start),
+            limits: Limits::new(redis.clone()),
+            redis,
             snapshot: ArcSwap::from_pointee(snapshot),
             trusted_proxies: config.server.trusted_proxies.clone(),
             upstream_tls: proxy::client_config().context("TLS to upstreams")?,

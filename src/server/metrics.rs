@@ -56,6 +56,15 @@ fn limits(shared: &Shared, snapshot: &Snapshot, out: &mut Exposition) {
             family.sample(&[("route", &route.name), ("result", result)], count);
         }
     }
+    if let Some(degraded) = shared.limits.degraded() {
+        let mut family = out.counter(
+            "portway_limit_degraded_total",
+            "Requests that this instance decided about alone, as Redis could not",
+        );
+        for (reason, count) in degraded {
+            family.sample(&[("reason", reason)], count);
+        }
+    }
     let usage = shared.limits.usage();
     out.gauge("portway_limit_memory_keys", "Keys that limits are counted for in memory")
         .sample(&[], usage.keys);
