@@ -168,6 +168,10 @@ impl App {
         let admin = self.admin.handle();
         let mut serving = tokio::spawn(self.public);
         let admin_task = tokio::spawn(self.admin);
+        if let Some(redis) = &self.shared.redis {
+            // So that the first requests after a restart find what is cached there.
+            redis.settled().await;
+        }
         self.shared.readiness.set_ready();
         tracing::info!(
             public_addr = %self.public_address,

@@ -5,6 +5,7 @@
 //! | [`policy`] | decisions, as pure functions over header fields and moments |
 //! | [`key`] | which stored response a request asks for |
 //! | [`entry`], [`l1`] | one stored response; the bounded map of them |
+//! | [`l2`] | the same in Redis, for all instances |
 //! | [`purge`] | what was invalidated, and since when |
 //! | `flight`, `fill` | one fetch for many requests; a response on its way into the store |
 //! | [`serve`], `fetch`, `pump`, `forward`, `respond` | the way of a request through all that |
@@ -24,6 +25,7 @@ mod flight;
 mod forward;
 pub mod key;
 pub mod l1;
+pub mod l2;
 pub mod middleware;
 pub mod origin;
 pub mod policy;
@@ -114,7 +116,6 @@ impl Cache {
 
     /// Frees what no request can use any more: to be called about once a minute.
     pub fn sweep(&self, now: Timestamp) {
-        let mark = self.ledger.mark();
         self.l1.sweep(|slot| match slot {
             Slot::Entry(entry) => {
                 self.ledger.check(entry) != Verdict::Dead && now < entry.keep_until()
@@ -122,14 +123,13 @@ impl Cache {
             Slot::Unshared(unshared) => now < unshared.until,
             Slot::Variants(_) => true,
         });
-        self.ledger.forget(mark);
     }
 
     pub fn usage(&self) -> Usage {
         self.l1.usage()
     }
 
-    /// Purges that are remembered until the next sweep.
+    /// Purges that are remembered exactly; see [`purge`].
     pub fn remembered_purges(&self) -> usize {
         self.ledger.notes()
     }
@@ -142,12 +142,7 @@ impl Cache {
         let (entry, this) = (Arc::clone(entry), Arc::clone(self));
         tokio::task::spawn_blocking(move || {
             let Some(gzip) = compress::gzip(&entry.body()) else { return };
-            // Purges from here on are remembered until the copy is in place, and what was purged
-            // before shows now.
-            let _filling = this.ledger.begin();
-            if this.ledger.check(&entry) == Verdict::Dead {
-                return;
-            }
+            // What has been purged since concerns the copy as well: it is as old as the original.
             let copy = Arc::new(entry.with_gzip(gzip));
             this.l1.exchange(KeyRef::of(entry.key()), &entry, copy);
         });

@@ -1,4 +1,4 @@
-//! The link to Redis, which instances share: connections, breaker, health.
+//! The link to Redis, which instances share: connections, breaker, health, messages, leases.
 //!
 //! Redis may vanish at any moment, and no request may notice more than a lower hit rate. So a call has
 //! a [budget](BUDGET) that covers everything (connecting, sending, waiting, loading a script); some
@@ -12,13 +12,18 @@ mod backoff;
 mod breaker;
 mod connect;
 mod fault;
+pub mod lease;
 mod link;
 mod metrics;
+mod subscription;
 mod supervisor;
 mod tls;
 mod worker;
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use ::redis::from_redis_value;
 pub use ::redis::{
@@ -26,11 +31,11 @@ pub use ::redis::{
 };
 use tokio_util::task::AbortOnDropHandle;
 
-pub use self::fault::Error;
 use self::{
     connect::Connector,
     link::{Link, Request},
 };
+pub use self::{fault::Error, subscription::Listener};
 use crate::{
     config::RedisConfig,
     telemetry::{metrics::Exposition, random},
@@ -47,7 +52,8 @@ pub struct Redis {
     link: Arc<Link>,
     instance: String,
     namespace: String,
-    _supervisor: AbortOnDropHandle<()>,
+    /// The supervisor and the subscriptions; they end with the link.
+    tasks: Mutex<Vec<AbortOnDropHandle<()>>>,
 }
 
 /// How the link is doing.
@@ -74,8 +80,13 @@ impl Redis {
             link,
             instance: format!("{:016x}", random::next()),
             namespace: config.namespace.clone(),
-            _supervisor: AbortOnDropHandle::new(supervisor),
+            tasks: Mutex::new(vec![AbortOnDropHandle::new(supervisor)]),
         })
+    }
+
+    /// Waits until the first attempt to connect has ended, well or not: about half a second at most.
+    pub async fn settled(&self) {
+        self.link.settled.wait().await;
     }
 
     /// This instance among the instances: 16 hexadecimal digits, others at each start.
@@ -113,6 +124,15 @@ impl Redis {
         script: &ScriptInvocation<'_>,
     ) -> Result<T, Error> {
         read(self.link.call(Request::Script(script)).await?)
+    }
+
+    /// Tells `listener` every message on `channels`, and when it may have missed some. Goes on for as
+    /// long as the link is there, over any number of connections. Needs a running runtime.
+    pub fn subscribe(&self, channels: Vec<String>, listener: Arc<dyn Listener>) {
+        let link = Arc::clone(&self.link);
+        let task = tokio::spawn(subscription::subscribe(link, channels, listener));
+        let mut tasks = self.tasks.lock().unwrap_or_else(PoisonError::into_inner);
+        tasks.push(AbortOnDropHandle::new(task));
     }
 
     pub fn health(&self) -> Health {

@@ -7,7 +7,6 @@
 
 use std::{
     collections::HashSet,
-    hash::BuildHasher,
     sync::{
         Arc, LazyLock, Mutex, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -18,8 +17,8 @@ use actix_http::{
     StatusCode,
     header::{ETAG, HeaderMap, HeaderName, HeaderValue, LAST_MODIFIED},
 };
+use aws_lc_rs::digest;
 use bytes::Bytes;
-use foldhash::quality::FixedState;
 
 use super::{
     clock::Timestamp,
@@ -80,7 +79,24 @@ const OVERHEAD: u64 = 360;
 impl Entry {
     /// Packs a response; `body` comes in the chunks it arrived in.
     pub fn pack(parts: &Parts<'_>, body: &[Bytes]) -> Self {
-        let body_length: usize = body.iter().map(Bytes::len).sum();
+        Self::assemble(parts, [].into_iter(), body)
+    }
+
+    /// Packs a response that was stored elsewhere: of its tags, there are hashes only.
+    pub fn restore(
+        parts: &Parts<'_>,
+        tags: impl ExactSizeIterator<Item = u64>,
+        body: &[u8],
+    ) -> Self {
+        Self::assemble(parts, tags, &[body])
+    }
+
+    fn assemble<B: AsRef<[u8]>>(
+        parts: &Parts<'_>,
+        more_tags: impl ExactSizeIterator<Item = u64>,
+        body: &[B],
+    ) -> Self {
+        let body_length: usize = body.iter().map(|chunk| chunk.as_ref().len()).sum();
         // A header map yields its names in a different order each time, and only lists in one order
         // are the same list. Lines of one name stay as they are.
         let mut fields: Vec<_> = parts.headers.iter().collect();
@@ -88,11 +104,12 @@ impl Entry {
         let values: usize = fields.iter().map(|(_, value)| 4 + value.len()).sum();
         let (names, own_names) = shared(fields.iter().map(|(name, _)| (*name).clone()).collect());
         let key = parts.key.bytes();
-        let mut block = Vec::with_capacity(key.len() + parts.tags.len() * 8 + values + body_length);
+        let tags = (parts.tags.len() + more_tags.len()) * 8;
+        let mut block = Vec::with_capacity(key.len() + tags + values + body_length);
         block.extend_from_slice(key);
         let key_end = block.len() as u32;
-        for tag in parts.tags {
-            block.extend_from_slice(&hash_text(tag).to_le_bytes());
+        for tag in parts.tags.iter().map(|tag| hash_text(tag)).chain(more_tags) {
+            block.extend_from_slice(&tag.to_le_bytes());
         }
         let tags_end = block.len() as u32;
         for (_, value) in &fields {
@@ -101,7 +118,7 @@ impl Entry {
         }
         let body_start = block.len() as u32;
         for chunk in body {
-            block.extend_from_slice(chunk);
+            block.extend_from_slice(chunk.as_ref());
         }
         Self {
             lifetime: parts.lifetime,
@@ -210,17 +227,29 @@ impl Entry {
     }
 }
 
-/// A hash that is the same in every process, for what purges name.
+/// The hash of what a purge can name; zero for nothing. It is stored, and compared by instances of
+/// other versions: it must never change.
 pub fn hash_text(text: &str) -> u64 {
-    if text.is_empty() {
-        return 0;
-    }
-    FixedState::default().hash_one(text)
+    if text.is_empty() { 0 } else { hash(&[text]) }
 }
 
-/// The hash of a URL, whatever its scheme.
+/// The hash of a URL, whatever its scheme; as stable.
 pub fn hash_url(host: &str, path: &str, query: Option<&str>) -> u64 {
-    FixedState::default().hash_one((host, path, query))
+    match query {
+        None => hash(&[host, path]),
+        Some(query) => hash(&[host, path, query]),
+    }
+}
+
+/// The beginning of the SHA-256 of `fields`, each after its length: no two lists read the same.
+fn hash(fields: &[&str]) -> u64 {
+    let mut context = digest::Context::new(&digest::SHA256);
+    for field in fields {
+        context.update(&(field.len() as u64).to_be_bytes());
+        context.update(field.as_bytes());
+    }
+    let digest = context.finish();
+    digest.as_ref().first_chunk().map_or(0, |start| u64::from_be_bytes(*start))
 }
 
 /// Lists of header names in use, each once.

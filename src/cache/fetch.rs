@@ -22,7 +22,6 @@ use super::{
     passthrough,
     policy::{self, Decision, Lifetime, Precondition, RequestControl, Rules, Vary},
     pump::{Pump, UNSHARED_FOR, tags_of},
-    purge::Filling,
     respond::{self, Handling},
     serve::{Answer, Request},
 };
@@ -52,7 +51,7 @@ impl Fetch {
         ask: Ask,
     ) -> Result<Answer, Failure> {
         // Before the origin is asked: what is purged from here on must not be stored as live.
-        let filling = self.cache.ledger.begin();
+        let filled_at = self.cache.ledger.generation();
         let validators: Vec<_> = match &self.stored {
             Some(entry) => policy::validators(&entry.header_map()).collect(),
             None => Vec::new(),
@@ -65,7 +64,7 @@ impl Fetch {
             Err(failure) => return self.failed(request, failure),
         };
         if validating && response.status == StatusCode::NOT_MODIFIED {
-            return Ok(self.validated(request, &response.headers, requested_at, &filling, origin));
+            return Ok(self.validated(request, &response.headers, requested_at, filled_at, origin));
         }
         let status = response.status.as_u16();
         if let Some(entry) = &self.stored
@@ -83,7 +82,7 @@ impl Fetch {
             let handling = Handling { forwarded: Some("stale"), ..handling };
             return Ok(self.cache.serve(&self.route, request, entry, Timestamp::now(), handling));
         }
-        Ok(self.received(request, response, requested_at, filling, origin))
+        Ok(self.received(request, response, requested_at, filled_at, origin))
     }
 
     fn announce(&self, landing: Landing) {
@@ -118,7 +117,7 @@ impl Fetch {
         request: &Request<'_>,
         not_modified: &HeaderMap,
         requested_at: Timestamp,
-        filling: &Filling,
+        filled_at: u64,
         origin: &Rc<dyn Origin>,
     ) -> Answer {
         let now = Timestamp::now();
@@ -144,7 +143,7 @@ impl Fetch {
         // A 304 may say for the first time what the response varies on.
         let variants = match policy::vary(&headers, &self.route.vary) {
             Vary::Names(names) if matches!(decision, Decision::Store(_)) => {
-                self.variants(names, request.headers, filling)
+                self.variants(names, request.headers, filled_at)
             }
             Vary::Names(_) | Vary::Star => None,
         };
@@ -152,7 +151,7 @@ impl Fetch {
             Some(variants) => variants.key_for(&self.primary, request.headers),
             None => self.primary.clone(),
         };
-        let parts = self.parts(&key, request, old.status(), &headers, lifetime, filling.began_at());
+        let parts = self.parts(&key, request, old.status(), &headers, lifetime, filled_at);
         let tags = [origin.tags(), tags_of(&headers)].concat();
         let entry = Entry::pack(
             &entry::Parts { tags: &tags, compressible: old.compressible, ..parts },
@@ -169,7 +168,7 @@ impl Fetch {
                 self.announce(Landing::Validated(Arc::clone(&entry)));
             }
         } else {
-            self.remember_unshared(now, filling, true);
+            self.remember_unshared(now, filled_at, true);
             self.announce(Landing::Unshared);
         }
         let handling = Handling {
@@ -185,7 +184,7 @@ impl Fetch {
         request: &Request<'_>,
         response: origin::Response,
         requested_at: Timestamp,
-        filling: Filling,
+        filled_at: u64,
         origin: &Rc<dyn Origin>,
     ) -> Answer {
         self.route.stats.misses.add(1);
@@ -211,7 +210,7 @@ impl Fetch {
                 let telling = self.stored.is_none() || response.status.as_u16() < 500;
                 if telling && *request.method == Method::GET {
                     let settled = response.status.as_u16() < 400;
-                    self.remember_unshared(received_at, &filling, settled);
+                    self.remember_unshared(received_at, filled_at, settled);
                 }
                 self.announce(Landing::Unshared);
                 return passthrough(response, handling);
@@ -225,11 +224,11 @@ impl Fetch {
         };
         if length.is_some_and(|length| length > max || !share.take(length)) {
             self.route.stats.too_large.add(1);
-            self.remember_unshared(received_at, &filling, true);
+            self.remember_unshared(received_at, filled_at, true);
             self.announce(Landing::Unshared);
             return passthrough(response, handling);
         }
-        let variants = self.variants(names, request.headers, &filling);
+        let variants = self.variants(names, request.headers, filled_at);
         let key = match &variants {
             Some(variants) => variants.key_for(&self.primary, request.headers),
             None => self.primary.clone(),
@@ -242,7 +241,7 @@ impl Fetch {
             status: response.status,
             headers: stored_headers,
             lifetime,
-            filled_at: filling.began_at(),
+            filled_at,
             length,
             compressible,
             variants,
@@ -258,7 +257,6 @@ impl Fetch {
             tenant: request.tenant.to_owned(),
             share,
             rest: rest_sender,
-            filling,
             leader: self.leader.take(),
         };
         let body = match response.body {
@@ -298,7 +296,7 @@ impl Fetch {
         &self,
         mut names: Vec<HeaderName>,
         request: &HeaderMap,
-        filling: &Filling,
+        filled_at: u64,
     ) -> Option<Arc<Variants>> {
         let l1 = &self.cache.l1;
         let known = match l1.peek(self.primary.borrow()) {
@@ -319,7 +317,7 @@ impl Fetch {
         if names.is_empty() {
             return None;
         }
-        let variants = Arc::new(Variants::new(self.primary.clone(), names, filling.began_at()));
+        let variants = Arc::new(Variants::new(self.primary.clone(), names, filled_at));
         l1.insert(self.primary.borrow(), Slot::Variants(Arc::clone(&variants)));
         Some(variants)
     }
@@ -369,12 +367,12 @@ impl Fetch {
         Rules { default_ttl, ..self.route.rules }
     }
 
-    fn remember_unshared(&self, now: Timestamp, filling: &Filling, settled: bool) {
+    fn remember_unshared(&self, now: Timestamp, filled_at: u64, settled: bool) {
         if self.known_unshared {
             return;
         }
         let until = now.after(UNSHARED_FOR);
-        let mark = Unshared::new(self.key.clone(), until, filling.began_at(), settled);
+        let mark = Unshared::new(self.key.clone(), until, filled_at, settled);
         self.cache.l1.insert(self.key.borrow(), Slot::Unshared(Arc::new(mark)));
     }
 }

@@ -76,6 +76,14 @@ impl<'a> KeyRef<'a> {
         self.bytes
     }
 
+    /// A name for this key where others can see it: the same in every process, of one length,
+    /// and no two keys have the same.
+    pub fn digest(self) -> [u8; 24] {
+        let mut name = [0; 24];
+        name.copy_from_slice(&digest::digest(&digest::SHA256, self.bytes).as_ref()[..24]);
+        name
+    }
+
     /// A key that outlives the scratch space.
     pub fn to_key(self) -> Key {
         Key { hash: self.hash, bytes: self.bytes.into() }

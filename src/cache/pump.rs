@@ -14,7 +14,6 @@ use super::{
     flight::Leader,
     l1::{Slot, Unshared},
     origin::{Body, Failure},
-    purge::Filling,
 };
 use crate::problem::Code;
 
@@ -48,8 +47,7 @@ pub(super) struct Pump {
     pub share: Share,
     /// To the leader, once the fill is abandoned.
     pub rest: mpsc::Sender<Result<Bytes, Failure>>,
-    /// Both end when the entry is in the store.
-    pub filling: Filling,
+    /// Ends when the entry is in the store.
     pub leader: Option<Leader>,
 }
 
@@ -69,7 +67,7 @@ impl Pump {
                 let entry = self.store(&[fill.chunks(), vec![chunk.clone()]].concat(), size);
                 fill.push(chunk);
                 fill.end(End::Stored(entry));
-                drop((self.leader, self.filling));
+                drop(self.leader);
                 // Read to its end, the origin's connection can be used again.
                 let _ = body.next().await;
                 return;
@@ -134,7 +132,7 @@ impl Pump {
         );
         self.cache.l1.insert(fill.key.borrow(), Slot::Unshared(Arc::new(mark)));
         fill.end(End::Abandoned);
-        drop((self.leader, self.filling));
+        drop(self.leader);
         let mut kept = Some(self.share);
         let mut sent = 0u64;
         while let Some(item) = body.next().await {

@@ -1,5 +1,6 @@
 //! The engine as a whole, against an origin that does as it is told.
 
+mod codec;
 mod coherence;
 mod fills;
 mod flights;

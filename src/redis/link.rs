@@ -10,7 +10,7 @@ use std::{
 
 use ::redis::{Cmd, RedisResult, ScriptInvocation, Value};
 use tokio::{
-    sync::Notify,
+    sync::{Notify, SetOnce},
     time::{Instant, timeout_at},
 };
 
@@ -39,6 +39,8 @@ pub(super) struct Link {
     pub(super) metrics: Metrics,
     /// Tells the supervisor that an epoch has ended.
     pub(super) ended: Notify,
+    /// Set when it is known for the first time whether Redis is there.
+    pub(super) settled: SetOnce<()>,
     /// Whether the supervisor has a connection.
     pub(super) connected: AtomicBool,
     in_flight: AtomicUsize,
@@ -80,6 +82,7 @@ impl Link {
             breaker: Breaker::new(),
             metrics: Metrics::default(),
             ended: Notify::new(),
+            settled: SetOnce::new(),
             connected: AtomicBool::new(false),
             in_flight: AtomicUsize::new(0),
             notes: Mutex::default(),
@@ -204,6 +207,7 @@ impl Link {
     /// Redis is away for now: notes why, and logs it unless the log says so already.
     pub(super) fn away(&self, error: &str) {
         self.note(error);
+        let _ = self.settled.set(());
         let mut notes = self.notes();
         notes.latency = None;
         if !notes.logged_away
@@ -219,6 +223,7 @@ impl Link {
     pub(super) fn up(&self, latency: Duration) {
         self.breaker.answered();
         let closed = self.breaker.close();
+        let _ = self.settled.set(());
         let mut notes = self.notes();
         notes.latency = Some(latency);
         let logged_away = std::mem::take(&mut notes.logged_away);

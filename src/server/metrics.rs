@@ -33,7 +33,7 @@ fn cache(shared: &Shared, snapshot: &Snapshot, out: &mut Exposition) {
         .sample(&[], usage.max_bytes);
     out.counter("portway_cache_l1_evictions_total", "Entries pushed out or refused for space")
         .sample(&[], usage.evictions);
-    out.gauge("portway_cache_remembered_purges", "Purges remembered until the next sweep")
+    out.gauge("portway_cache_remembered_purges", "Purges remembered one by one")
         .sample(&[], shared.cache.remembered_purges());
     let mut family = out.counter(
         "portway_cache_events_total",

@@ -6,10 +6,12 @@
 
 pub(crate) mod client;
 pub(crate) mod fault_proxy;
+pub(crate) mod fleet;
 pub(crate) mod gateway;
 pub(crate) mod http;
 pub(crate) mod origin;
 pub(crate) mod random;
+pub(crate) mod redis;
 pub(crate) mod servers;
 
 use std::{
@@ -24,8 +26,10 @@ use std::{
 use socket2::Socket;
 
 pub(crate) use client::{Connection, Request, Response, load};
+pub(crate) use fleet::Fleet;
 pub(crate) use gateway::Gateway;
 pub(crate) use origin::{Answer, Gate, Origin, Seen};
+pub(crate) use redis::Redis;
 
 /// How long a test waits for something that should happen at once. Long, because it is only ever
 /// waited out by a test that fails, and machines get busy.

@@ -108,22 +108,6 @@ async fn the_fault_proxy_does_what_it_is_told() {
 }
 
 #[tokio::test]
-async fn redis_starts_freezes_and_dies() {
-    let mut redis = Server::redis().await;
-    assert_eq!(say(redis.addr, "PING\r\n").await, "+PONG\r\n");
-    redis.pause();
-    let mut stream = TcpStream::connect(redis.addr).await.unwrap();
-    stream.write_all(b"PING\r\n").await.unwrap();
-    let mut bytes = [0; 7];
-    let frozen = tokio::time::timeout(Duration::from_millis(100), stream.read_exact(&mut bytes));
-    assert!(frozen.await.is_err(), "{}", redis.output());
-    redis.resume();
-    within(SOON, "the thaw", stream.read_exact(&mut bytes)).await.unwrap();
-    redis.kill();
-    assert!(TcpStream::connect(redis.addr).await.is_err());
-}
-
-#[tokio::test]
 async fn postgres_starts_and_answers() {
     let postgres = Server::postgres().await;
     let port = postgres.addr.port().to_string();

@@ -2,8 +2,6 @@
 
 use std::{
     collections::BTreeMap,
-    net::{Ipv4Addr, SocketAddr},
-    process::{Child, Command, Stdio},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -13,65 +11,10 @@ use portway::{
     redis::{BUDGET, Error, Redis, Script, cmd},
 };
 
-use crate::lab::{Gateway, SOON, Signal, eventually, free_port, refusing, signal};
+use crate::lab::{Gateway, SOON, eventually, redis::Redis as Server, refusing};
 
 /// What is promised: shared again this long after Redis is back.
 const HEALED: Duration = Duration::from_secs(2);
-
-/// A `redis-server` whose port stays its own when it is killed and started again.
-struct Server {
-    child: Option<Child>,
-    addr: SocketAddr,
-    options: Vec<String>,
-}
-
-impl Server {
-    async fn start(options: &[&str]) -> Self {
-        let addr = SocketAddr::from((Ipv4Addr::LOCALHOST, free_port()));
-        let options = options.iter().map(|it| (*it).to_owned()).collect();
-        let mut server = Self { child: None, addr, options };
-        server.restart().await;
-        server
-    }
-
-    async fn restart(&mut self) {
-        let mut command = Command::new("redis-server");
-        command.args(["--bind", "127.0.0.1", "--port", &self.addr.port().to_string()]);
-        command.args(["--save", "", "--appendonly", "no"]).args(&self.options);
-        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-        self.child = Some(command.spawn().expect("redis-server is installed"));
-        let addr = self.addr;
-        eventually("Redis accepts connections", SOON, || async move {
-            tokio::net::TcpStream::connect(addr).await.is_ok()
-        })
-        .await;
-    }
-
-    fn url(&self) -> String {
-        format!("redis://{}", self.addr)
-    }
-
-    fn pause(&self) {
-        signal(self.child.as_ref().expect("it runs").id(), Signal::Stop);
-    }
-
-    fn resume(&self) {
-        signal(self.child.as_ref().expect("it runs").id(), Signal::Cont);
-    }
-
-    fn kill(&mut self) {
-        if let Some(mut child) = self.child.take() {
-            signal(child.id(), Signal::Kill);
-            let _ = child.wait();
-        }
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        self.kill();
-    }
-}
 
 fn config(pairs: &[(&str, &str)]) -> RedisConfig {
     let source: BTreeMap<String, String> =
@@ -79,11 +22,11 @@ fn config(pairs: &[(&str, &str)]) -> RedisConfig {
     Config::from_source(&source).expect("valid").redis.expect("set")
 }
 
-fn link(url: &str) -> Arc<Redis> {
+pub(crate) fn link(url: &str) -> Arc<Redis> {
     Redis::start(&config(&[("REDIS_URL", url)]))
 }
 
-async fn up(redis: &Redis) {
+pub(crate) async fn up(redis: &Redis) {
     eventually("the link is up", HEALED, || async { redis.is_up() }).await;
 }
 
@@ -97,7 +40,7 @@ async fn get(redis: &Redis, key: &str) -> Result<Option<String>, Error> {
 
 #[tokio::test]
 async fn commands_and_scripts_are_answered() {
-    let server = Server::start(&[]).await;
+    let server = Server::start().await;
     let redis = link(&server.url());
     up(&redis).await;
     set(&redis, "k", "v").await.expect("set");
@@ -114,11 +57,11 @@ async fn commands_and_scripts_are_answered() {
 
 #[tokio::test]
 async fn a_hung_redis_costs_a_few_calls_their_budget_and_then_nothing() {
-    let server = Server::start(&[]).await;
+    let server = Server::start().await;
     let redis = link(&server.url());
     up(&redis).await;
     set(&redis, "k", "v").await.expect("set");
-    server.pause();
+    server.stop_hanging();
     let began = Instant::now();
     let mut waited = 0;
     while redis.is_up() {
@@ -144,11 +87,11 @@ async fn a_hung_redis_costs_a_few_calls_their_budget_and_then_nothing() {
 
 #[tokio::test]
 async fn calls_beside_each_other_share_the_wait_for_a_hung_redis() {
-    let server = Server::start(&[]).await;
+    let server = Server::start().await;
     let redis = link(&server.url());
     up(&redis).await;
     set(&redis, "k", "v").await.expect("set");
-    server.pause();
+    server.stop_hanging();
     let began = Instant::now();
     let calls = (0..2000).map(|_| get(&redis, "k"));
     let answers = futures_util::future::join_all(calls).await;
@@ -162,10 +105,10 @@ async fn calls_beside_each_other_share_the_wait_for_a_hung_redis() {
 
 #[tokio::test]
 async fn a_hang_is_noticed_without_any_call() {
-    let server = Server::start(&[]).await;
+    let server = Server::start().await;
     let redis = link(&server.url());
     up(&redis).await;
-    server.pause();
+    server.stop_hanging();
     eventually("the link is down", HEALED, || async { !redis.is_up() }).await;
     server.resume();
     up(&redis).await;
@@ -173,7 +116,7 @@ async fn a_hang_is_noticed_without_any_call() {
 
 #[tokio::test]
 async fn a_killed_redis_is_used_again_when_it_is_back() {
-    let mut server = Server::start(&[]).await;
+    let mut server = Server::start().await;
     let redis = link(&server.url());
     up(&redis).await;
     set(&redis, "k", "v").await.expect("set");
@@ -190,7 +133,7 @@ async fn a_killed_redis_is_used_again_when_it_is_back() {
 
 #[tokio::test]
 async fn a_redis_that_comes_later_is_found() {
-    let mut server = Server::start(&[]).await;
+    let mut server = Server::start().await;
     server.kill();
     let redis = link(&server.url());
     for _ in 0..100 {
@@ -203,47 +146,38 @@ async fn a_redis_that_comes_later_is_found() {
 
 #[tokio::test]
 async fn a_call_on_a_dead_connection_is_sent_again_on_a_new_one() {
-    let server = Server::start(&[]).await;
-    let (redis, other) = (link(&server.url()), link(&server.url()));
+    let server = Server::start().await;
+    let redis = link(&server.url());
     up(&redis).await;
-    up(&other).await;
     set(&redis, "k", "v").await.expect("set");
     for _ in 0..3 {
-        let _: u64 = other
-            .command(cmd("CLIENT").arg("KILL").arg("TYPE").arg("normal").arg("SKIPME").arg("yes"))
-            .await
-            .expect("killed");
+        server.command(&["CLIENT", "KILL", "TYPE", "normal"]).await;
         assert_eq!(get(&redis, "k").await, Ok(Some("v".to_owned())));
     }
 }
 
 #[tokio::test]
 async fn a_script_is_loaded_again_after_it_was_forgotten() {
-    let server = Server::start(&[]).await;
+    let server = Server::start().await;
     let redis = link(&server.url());
     up(&redis).await;
     let script = Script::new("return redis.call('INCR', KEYS[1])");
     for expected in 1..=3 {
         assert_eq!(redis.script(&script.key("n")).await, Ok(expected));
-        let _: () = redis.command(cmd("SCRIPT").arg("FLUSH")).await.expect("flushed");
+        server.command(&["SCRIPT", "FLUSH"]).await;
     }
 }
 
 #[tokio::test]
 async fn a_read_only_server_says_so_and_still_reads() {
-    let (server, other) = (Server::start(&[]).await, Server::start(&[]).await);
+    let server = Server::start().await;
     let redis = link(&server.url());
     up(&redis).await;
     set(&redis, "k", "v").await.expect("set");
-    // A master that cannot be reached leaves the data alone.
+    // A primary that cannot be reached leaves the data alone.
     let refused = refusing();
-    let replica_of = |host: String, port: String| {
-        let redis = Arc::clone(&redis);
-        async move {
-            redis.command::<()>(cmd("REPLICAOF").arg(host).arg(port)).await.expect("reconfigured");
-        }
-    };
-    replica_of(refused.ip().to_string(), refused.port().to_string()).await;
+    let port = refused.port().to_string();
+    server.command(&["REPLICAOF", &refused.ip().to_string(), &port]).await;
     assert_eq!(set(&redis, "k", "w").await, Err(Error::ReadOnly));
     let write = Script::new("return redis.call('SET', KEYS[1], ARGV[1])");
     let mut write = write.key("k");
@@ -252,21 +186,17 @@ async fn a_read_only_server_says_so_and_still_reads() {
     let health = redis.health();
     assert!(health.up);
     assert_eq!(health.error.as_deref(), Some("READONLY"));
-    replica_of("NO".to_owned(), "ONE".to_owned()).await;
+    server.command(&["REPLICAOF", "NO", "ONE"]).await;
     assert_eq!(set(&redis, "k", "w").await, Ok(()));
-    drop(other);
 }
 
 #[tokio::test]
 async fn a_full_redis_says_so_and_still_reads() {
-    let server = Server::start(&["--maxmemory-policy", "noeviction"]).await;
+    let server = Server::options().set("maxmemory-policy", "noeviction").start().await;
     let redis = link(&server.url());
     up(&redis).await;
     set(&redis, "k", "v").await.expect("set");
-    let _: () = redis
-        .command(cmd("CONFIG").arg("SET").arg("maxmemory").arg("1"))
-        .await
-        .expect("configured");
+    server.config_set("maxmemory", "1").await;
     let write = Script::new("return redis.call('SET', KEYS[1], ARGV[1])");
     for _ in 0..10 {
         assert_eq!(set(&redis, "k", "w").await, Err(Error::OutOfMemory));
@@ -279,7 +209,7 @@ async fn a_full_redis_says_so_and_still_reads() {
 
 #[tokio::test]
 async fn a_busy_redis_is_left_alone_until_it_is_free() {
-    let server = Server::start(&["--busy-reply-threshold", "20"]).await;
+    let server = Server::options().set("busy-reply-threshold", "20").start().await;
     let redis = link(&server.url());
     up(&redis).await;
     let endless = Script::new("while true do end");
@@ -289,17 +219,13 @@ async fn a_busy_redis_is_left_alone_until_it_is_free() {
         !redis.is_up()
     })
     .await;
-    let killed = Command::new("redis-cli")
-        .args(["-p", &server.addr.port().to_string(), "SCRIPT", "KILL"])
-        .output()
-        .expect("redis-cli is installed with the server");
-    assert!(String::from_utf8_lossy(&killed.stdout).contains("OK"), "{killed:?}");
+    server.command(&["SCRIPT", "KILL"]).await;
     up(&redis).await;
 }
 
 #[tokio::test]
 async fn a_wrong_password_is_named_but_not_shown() {
-    let server = Server::start(&["--requirepass", "r1ght"]).await;
+    let server = Server::options().password("r1ght").start().await;
     let redis = link(&format!("redis://:wr0ng@{}", server.addr));
     eventually("the reason is known", HEALED, || async { redis.health().error.is_some() }).await;
     let health = redis.health();
@@ -316,7 +242,7 @@ async fn a_wrong_password_is_named_but_not_shown() {
     ]));
     up(&redis).await;
     set(&redis, "k", "v").await.expect("set");
-    let info: String = redis.command(cmd("INFO").arg("keyspace")).await.expect("info");
+    let info = server.command(&["INFO", "keyspace"]).await;
     assert!(info.contains("db3:keys=1"), "{info}");
 }
 
@@ -337,7 +263,7 @@ async fn a_server_that_speaks_something_else_is_not_believed() {
 
 #[tokio::test]
 async fn a_reply_of_another_form_is_the_callers_to_handle() {
-    let server = Server::start(&[]).await;
+    let server = Server::start().await;
     let redis = link(&server.url());
     up(&redis).await;
     set(&redis, "k", "v").await.expect("set");
@@ -363,7 +289,7 @@ async fn reports(gateway: &Gateway, status: u16) {
 
 #[tokio::test]
 async fn health_follows_redis_and_readiness_does_not_fail() {
-    let mut server = Server::start(&[]).await;
+    let mut server = Server::start().await;
     let builder = Gateway::before(&format!("http://{}", refusing()));
     let gateway = builder.env("REDIS_URL", server.url()).start().await;
     reports(&gateway, 200).await;
@@ -373,7 +299,7 @@ async fn health_follows_redis_and_readiness_does_not_fail() {
     assert!(body["error"].is_null() && body["cache"]["l1"]["max_bytes"].is_u64(), "{body}");
     assert_eq!(gateway.get("/api/health/redis").await.status, 200);
 
-    server.pause();
+    server.stop_hanging();
     reports(&gateway, 503).await;
     let ready = gateway.get("/health/ready").await;
     assert_eq!(ready.status, 200);
@@ -394,7 +320,7 @@ async fn health_follows_redis_and_readiness_does_not_fail() {
 
 #[tokio::test]
 async fn a_gateway_starts_with_redis_away() {
-    let mut server = Server::start(&[]).await;
+    let mut server = Server::start().await;
     server.kill();
     let builder = Gateway::before(&format!("http://{}", refusing()));
     let url = format!("redis://:s3cret@{}", server.addr);
@@ -416,7 +342,7 @@ async fn without_redis_its_health_is_disabled() {
 
 #[tokio::test]
 async fn a_redis_that_comes_and_goes_does_not_fill_the_log() {
-    let mut server = Server::start(&[]).await;
+    let mut server = Server::start().await;
     let builder = Gateway::before(&format!("http://{}", refusing()));
     let gateway = builder.env("REDIS_URL", server.url()).start().await;
     reports(&gateway, 200).await;

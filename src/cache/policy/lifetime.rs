@@ -88,6 +88,20 @@ impl Lifetime {
         Timestamp(self.born.saturating_add(seconds * 1000).max(0) as u64)
     }
 
+    /// When its age was zero, in milliseconds since the epoch; the seconds it is fresh, and after
+    /// that stale while revalidating, on errors and while unreachable; its flags. For storing it.
+    pub fn to_parts(self) -> (i64, [u32; 4], u8) {
+        let windows = [self.lifetime, self.revalidating, self.erring, self.offline];
+        (self.born, windows, self.flags)
+    }
+
+    /// The lifetime with these parts; `None` if there are flags that mean nothing.
+    pub fn from_parts(born: i64, windows: [u32; 4], flags: u8) -> Option<Self> {
+        let [lifetime, revalidating, erring, offline] = windows;
+        let known = flags & !(NO_CACHE | MUST_REVALIDATE | SHARED_MAX_AGE) == 0;
+        known.then_some(Self { born, lifetime, revalidating, erring, offline, flags })
+    }
+
     /// Whether an explicit directive forbids every stale use that the origin did not itself grant.
     fn forbids_stale(&self) -> bool {
         self.flags & (NO_CACHE | MUST_REVALIDATE | SHARED_MAX_AGE) != 0

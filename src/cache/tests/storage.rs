@@ -189,3 +189,15 @@ fn what_is_asked_for_again_and_again_survives_a_scan() {
     }
     assert!(reached() >= 180, "{} of 200 survived", reached());
 }
+
+#[test]
+fn hashes_that_are_stored_stay_what_they_are() {
+    let hashes = [hash_text("product:42"), hash_url("a.test", "/p", None)];
+    assert_eq!(hashes.map(|it| format!("{it:016x}")), ["a6e5c08661dd95a9", "a7de6516b8e9631d"]);
+    assert_eq!(hash_text(""), 0);
+    assert_ne!(hash_url("a.test", "/p", None), hash_url("a.test", "/p", Some("")));
+    assert_ne!(hash_url("a.test", "/pq", None), hash_url("a.test", "/p", Some("q")));
+    let name: String =
+        key("/p").borrow().digest().iter().map(|byte| format!("{byte:02x}")).collect();
+    assert_eq!(name, "6ef928d11e85bdd52ebd44276be36cfaa09cf6690c28ff27");
+}

@@ -31,6 +31,29 @@ pub(crate) struct Faults {
     pub(crate) bytes_per_second: Option<u64>,
     /// Accepts connections and closes them at once.
     pub(crate) refuse: bool,
+    /// Leaves alone the connections whose client has not said this among its first bytes, in whatever
+    /// letters. What it said before the faults were set counts.
+    pub(crate) only_where: Option<&'static str>,
+}
+
+/// What a connection's client said first.
+#[derive(Default)]
+struct Said(Mutex<Vec<u8>>);
+
+impl Said {
+    /// As much is looked at of each connection.
+    const KEPT: usize = 16 << 10;
+
+    fn add(&self, bytes: &[u8]) {
+        let mut said = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let room = Self::KEPT.saturating_sub(said.len()).min(bytes.len());
+        said.extend_from_slice(&bytes[..room]);
+    }
+
+    fn holds(&self, text: &str) -> bool {
+        let said = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        said.windows(text.len()).any(|w| w.eq_ignore_ascii_case(text.as_bytes()))
+    }
 }
 
 /// A running proxy; stops when dropped.
@@ -105,10 +128,11 @@ async fn forward(
     let _ = (client.set_nodelay(true), server.set_nodelay(true));
     let (client_read, client_write) = client.into_split();
     let (server_read, server_write) = server.into_split();
+    let said = Said::default();
     // Either direction's end ends both: a cut must reach both peers.
     tokio::select! {
-        () = pump(client_read, server_write, &faults, random.clone(), false) => {}
-        () = pump(server_read, client_write, &faults, random, true) => {}
+        () = pump(client_read, server_write, &faults, &said, random.clone(), false) => {}
+        () = pump(server_read, client_write, &faults, &said, random, true) => {}
     }
 }
 
@@ -116,6 +140,7 @@ async fn pump(
     mut from: impl AsyncReadExt + Unpin,
     mut to: impl AsyncWriteExt + Unpin,
     faults: &Mutex<Faults>,
+    said: &Said,
     mut random: Random,
     from_server: bool,
 ) {
@@ -124,7 +149,13 @@ async fn pump(
     let mut passed = 0_u64;
     loop {
         let Ok(n @ 1..) = from.read(&mut bytes).await else { return };
-        let faults = faults.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if !from_server {
+            said.add(&bytes[..n]);
+        }
+        let mut faults = faults.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if faults.only_where.is_some_and(|text| !said.holds(text)) {
+            faults = Faults::default();
+        }
         if faults.half_open {
             continue;
         }

@@ -19,27 +19,77 @@ use super::{SOON, Signal, free_port, signal, wait_for};
 /// PostgreSQL creates a cluster before it serves; on a busy machine that takes its time.
 const SLOW_START: Duration = Duration::from_secs(60);
 
+/// A process with its output kept; killed when dropped.
+pub(crate) struct Process {
+    child: Child,
+    output: Arc<Mutex<String>>,
+}
+
+impl Process {
+    pub(crate) fn spawn(command: &mut Command) -> Self {
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().unwrap_or_else(|e| panic!("{command:?}: {e}"));
+        let output = Arc::new(Mutex::new(String::new()));
+        keep(child.stdout.take(), &output);
+        keep(child.stderr.take(), &output);
+        Self { child, output }
+    }
+
+    /// Starts it and waits until it listens at `addr`; what it said when it ended before that.
+    pub(crate) async fn listening(
+        command: &mut Command,
+        addr: SocketAddr,
+        limit: Duration,
+    ) -> Result<Self, String> {
+        let mut process = Self::spawn(command);
+        let up = wait_for("the server accepts connections", limit, || {
+            let ended = process.ended();
+            async move {
+                if ended {
+                    return Some(false);
+                }
+                TcpStream::connect(addr).await.is_ok().then_some(true)
+            }
+        });
+        if up.await { Ok(process) } else { Err(process.output()) }
+    }
+
+    pub(crate) fn ended(&mut self) -> bool {
+        self.child.try_wait().ok().flatten().is_some()
+    }
+
+    /// What it printed so far.
+    pub(crate) fn output(&self) -> String {
+        self.output.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub(crate) fn signal(&self, what: Signal) {
+        signal(self.child.id(), what);
+    }
+
+    /// SIGKILL, as a power cut.
+    pub(crate) fn kill(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        // PostgreSQL's children notice that their parent is gone and leave too.
+        self.kill();
+    }
+}
+
 /// A server process that listens on a loopback port.
 pub(crate) struct Server {
-    child: Child,
+    process: Process,
     pub(crate) addr: SocketAddr,
-    output: Arc<Mutex<String>>,
     /// Removed after the process is gone.
     _dir: TempDir,
 }
 
 impl Server {
-    /// `redis-server`, in memory only.
-    pub(crate) async fn redis() -> Self {
-        Self::on_a_free_port(SOON, |dir, port| {
-            let mut command = Command::new(program("redis-server"));
-            command.args(["--bind", "127.0.0.1", "--port", &port.to_string()]);
-            command.args(["--save", "", "--appendonly", "no", "--dir"]).arg(dir);
-            command
-        })
-        .await
-    }
-
     /// PostgreSQL with a fresh cluster, superuser `postgres`, no password, database `postgres`.
     pub(crate) async fn postgres() -> Self {
         Self::on_a_free_port(SLOW_START, |dir, port| {
@@ -91,55 +141,17 @@ impl Server {
             let dir = TempDir::new().expect("there is a temporary directory");
             let addr = SocketAddr::from((Ipv4Addr::LOCALHOST, free_port()));
             let mut command = command(dir.path(), addr.port());
-            command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-            let mut child = command.spawn().unwrap_or_else(|e| panic!("{command:?}: {e}"));
-            let output = Arc::new(Mutex::new(String::new()));
-            keep(child.stdout.take(), &output);
-            keep(child.stderr.take(), &output);
-            let mut server = Self { child, addr, output, _dir: dir };
-            let up = wait_for("the server accepts connections", limit, || {
-                let ended = server.child.try_wait().ok().flatten().is_some();
-                async move {
-                    if ended {
-                        return Some(false);
-                    }
-                    TcpStream::connect(addr).await.is_ok().then_some(true)
-                }
-            });
-            if up.await {
-                return server;
+            match Process::listening(&mut command, addr, limit).await {
+                Ok(process) => return Self { process, addr, _dir: dir },
+                Err(output) => said = output,
             }
-            said = server.output();
         }
         panic!("the server does not start: {said}");
     }
 
     /// What it printed so far.
     pub(crate) fn output(&self) -> String {
-        self.output.lock().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
-    /// Stops the process where it stands; connections stay open and nothing answers.
-    pub(crate) fn pause(&self) {
-        signal(self.child.id(), Signal::Stop);
-    }
-
-    pub(crate) fn resume(&self) {
-        signal(self.child.id(), Signal::Cont);
-    }
-
-    /// SIGKILL, as a power cut.
-    pub(crate) fn kill(&mut self) {
-        signal(self.child.id(), Signal::Kill);
-        let _ = self.child.wait();
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        // PostgreSQL's children notice that their parent is gone and leave too.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        self.process.output()
     }
 }
 
@@ -163,6 +175,14 @@ pub(crate) fn program(name: &str) -> PathBuf {
     folders.extend(debian.map(|version| version.path().join("bin")));
     let found = folders.into_iter().map(|folder| folder.join(name)).find(|p| p.is_file());
     found.unwrap_or_else(|| panic!("{name} is not installed: run ./test, which installs it"))
+}
+
+/// A command that the kernel kills with the thread that starts it: a test that is itself killed leaves
+/// nothing behind.
+pub(crate) fn dying_with_us(program: &Path) -> Command {
+    let mut command = Command::new("setpriv");
+    command.args(["--pdeathsig", "KILL", "--"]).arg(program);
+    command
 }
 
 /// PostgreSQL refuses to run as root: there, another user does, and owns the directory.
