@@ -6,12 +6,13 @@
 use std::{
     collections::BTreeMap,
     io::{BufRead as _, BufReader, Read as _, Write as _},
-    net::{Ipv4Addr, TcpListener, TcpStream},
+    os::unix::net::UnixStream,
     process::{Child, Command, Stdio},
     time::{Duration, Instant},
 };
 
 use proptest::{prelude::*, test_runner::TestRunner};
+use tempfile::TempDir;
 
 use super::*;
 use crate::{
@@ -22,7 +23,9 @@ use crate::{
 /// A `redis-server` of one test.
 struct Server {
     child: Child,
-    connection: BufReader<TcpStream>,
+    connection: BufReader<UnixStream>,
+    /// Where its socket is; removed after it is gone.
+    _dir: TempDir,
 }
 
 /// What it replies.
@@ -35,17 +38,18 @@ enum Reply {
 
 impl Server {
     fn start() -> Self {
-        let free = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port is free");
-        let address = free.local_addr().expect("it is bound");
-        drop(free);
+        let dir = TempDir::new().expect("there is a temporary directory");
+        let socket = dir.path().join("redis");
         let mut command = Command::new("redis-server");
-        command.args(["--bind", "127.0.0.1", "--save", "", "--port"]);
-        command.arg(address.port().to_string()).stdout(Stdio::null());
+        command.args(["--port", "0", "--save", "", "--unixsocket"]).arg(&socket);
+        command.stdout(Stdio::null());
         let child = command.spawn().expect("redis-server is installed");
         let deadline = Instant::now() + Duration::from_secs(10);
         loop {
-            match TcpStream::connect(address) {
-                Ok(stream) => return Self { child, connection: BufReader::new(stream) },
+            match UnixStream::connect(&socket) {
+                Ok(stream) => {
+                    return Self { child, connection: BufReader::new(stream), _dir: dir };
+                }
                 Err(error) => assert!(Instant::now() < deadline, "redis-server: {error}"),
             }
             std::thread::sleep(Duration::from_millis(10));
