@@ -10,31 +10,53 @@
 -- The arithmetic is that of window.rs, which says why it is so.
 
 local SLOTS = 100
+-- How far is looked, slot by slot, for those that have left and for the first that has not.
+local NEAR = 8
 
--- What counts for the limit in the slot `present`.
+-- What counts for a limit in the slot `present`, and the slots in its hash that do not any more.
 local function survey(key, present)
+  local first, last = present - SLOTS, present + SLOTS
   local sums = redis.call('HMGET', key, 'u', 'o', 'n')
   if not sums[1] then
     return { used = 0, oldest = present, newest = present, gone = {} }
   end
-  local all = { used = tonumber(sums[1]), oldest = tonumber(sums[2]), newest = tonumber(sums[3]), gone = {} }
-  if all.oldest >= present - SLOTS and all.newest <= present + SLOTS then
-    return all
+  local used, oldest, newest = tonumber(sums[1]), tonumber(sums[2]), tonumber(sums[3])
+  if oldest >= first and newest <= last then
+    return { used = used, oldest = oldest, newest = newest, gone = {} }
   end
-  -- Something has left the window since: only then the slots have to be looked at one by one.
-  local used, oldest, newest, gone = 0, nil, nil, {}
+
+  -- Slots have left since. Of a busy key those are the few after the oldest.
+  local left = first - oldest
+  if left <= NEAR and newest <= last then
+    local slots, gone = {}, {}
+    for i = 1, left + NEAR do
+      slots[i] = oldest + i - 1
+    end
+    local counts = redis.call('HMGET', key, unpack(slots))
+    for i, slot in ipairs(slots) do
+      if counts[i] and i > left then
+        return { used = used, oldest = slot, newest = newest, gone = gone }
+      elseif counts[i] then
+        used = used - tonumber(counts[i])
+        gone[#gone + 1] = slot
+      end
+    end
+  end
+
+  -- Otherwise there are few, or it was long ago: all of them.
+  local all = { used = 0, oldest = present, newest = present, gone = {} }
   local fields = redis.call('HGETALL', key)
   for i = 1, #fields, 2 do
     local slot = tonumber(fields[i])
-    if slot and slot >= present - SLOTS and slot <= present + SLOTS then
-      used = used + tonumber(fields[i + 1])
-      oldest = math.min(oldest or slot, slot)
-      newest = math.max(newest or slot, slot)
+    if slot and slot >= first and slot <= last then
+      all.oldest = all.used == 0 and slot or math.min(all.oldest, slot)
+      all.newest = all.used == 0 and slot or math.max(all.newest, slot)
+      all.used = all.used + tonumber(fields[i + 1])
     elseif slot then
-      gone[#gone + 1] = fields[i]
+      all.gone[#all.gone + 1] = slot
     end
   end
-  return { used = used, oldest = oldest or present, newest = newest or present, gone = gone }
+  return all
 end
 
 local limits, passes = {}, true

@@ -162,7 +162,7 @@ fn it_does_what_the_model_does() {
                 .iter()
                 .map(|(name, seconds)| {
                     let key = key(&format!("{case}/{name}/{seconds}"));
-                    (key, quota(u32::from(*name) * 2 + 1, *seconds))
+                    (key, quota(u32::from(*name).pow(2) * 10 + 1, *seconds))
                 })
                 .collect();
             let found = server.borrow_mut().decide(&asked, Some(now));
@@ -189,14 +189,17 @@ fn it_does_what_the_model_does() {
 fn it_goes_by_the_servers_clock_and_leaves_nothing_behind() {
     let mut server = Server::start();
     let asked = [(key("a"), quota(2, 1))];
+    let began = Instant::now();
     let [first] = server.decide(&asked, None)[..] else { panic!("one standing") };
     assert_eq!((first.allowed, first.remaining), (true, 1));
+    let life = server.number(&["PTTL", &asked[0].0.to_string()]) * 1000;
+    let since = began.elapsed().as_micros() as u64;
+    assert!(life + since >= first.reset_after, "it ends no sooner than it may: {life} {first:?}");
     assert!((1_000_000..=1_010_000).contains(&first.reset_after), "{first:?}");
     server.decide(&asked, None);
     let [third] = server.decide(&asked, None)[..] else { panic!("one standing") };
     assert_eq!(third.remaining, 0);
     assert!(third.reset_after <= first.reset_after);
-    let began = Instant::now();
     while server.number(&["DBSIZE"]) > 0 {
         assert!(began.elapsed() < Duration::from_secs(10), "it expires");
         std::thread::sleep(Duration::from_millis(10));
