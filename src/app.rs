@@ -23,8 +23,9 @@ use crate::{
         self, Cache,
         clock::Timestamp,
         purge::{Mode, Selector},
+        remote::redis::RedisRemote,
     },
-    config::{Config, TlsFiles},
+    config::{CacheConfig, Config, TlsFiles},
     limits::Limits,
     proxy::{self, UpstreamStatus},
     redis::Redis,
@@ -35,6 +36,9 @@ use crate::{
 
 /// How often the cache frees what nobody can use any more.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(60);
+
+/// How long a start waits for the other instances at most.
+const JOINING: Duration = Duration::from_secs(1);
 
 /// How long idle connections stay open after the listener has closed.
 const LINGER: Duration = Duration::from_secs(1);
@@ -65,11 +69,9 @@ impl App {
     pub fn build(config: Config, table: RouteTable) -> anyhow::Result<Self> {
         let registry = Arc::new(Registry::default());
         let snapshot = Snapshot::build(table, config.cache.default_ttl, &registry, None);
-        let cache = Cache::new(cache::Settings {
-            l1_max_bytes: config.cache.l1_max_bytes,
-            max_object_bytes: config.cache.max_object_bytes,
-        });
         let redis = config.redis.as_ref().map(Redis::start);
+        let mut background = Vec::new();
+        let cache = cache(&config.cache, redis.as_ref(), &mut background);
         let shared = Arc::new(Shared {
             cache: Arc::clone(&cache),
             limits: Limits::new(redis.clone()),
@@ -115,7 +117,7 @@ impl App {
         let admin = admin::serve(context, admin_listener)?;
 
         shared.snapshot.load().upstreams.spawn_health_checks(&shared.upstream_tls);
-        let mut background = vec![spawn(sweep(cache))];
+        background.push(spawn(sweep(cache)));
         if let Some(file) = config.routes.file.clone() {
             let reload = Arc::new(tokio::sync::Notify::new());
             let changed = Arc::clone(&reload);
@@ -168,9 +170,12 @@ impl App {
         let admin = self.admin.handle();
         let mut serving = tokio::spawn(self.public);
         let admin_task = tokio::spawn(self.admin);
-        if let Some(redis) = &self.shared.redis {
+        if let (Some(redis), Some(l2)) = (&self.shared.redis, self.shared.cache.l2()) {
             // So that the first requests after a restart find what is cached there.
             redis.settled().await;
+            if redis.is_up() && !l2.coherence.joined(JOINING).await {
+                tracing::warn!("not in touch with the other instances yet");
+            }
         }
         self.shared.readiness.set_ready();
         tracing::info!(
@@ -216,6 +221,27 @@ impl App {
         tracing::info!("stopped");
         Ok(())
     }
+}
+
+/// The cache, by itself or with Redis as its second tier.
+fn cache(
+    config: &CacheConfig,
+    redis: Option<&Arc<Redis>>,
+    background: &mut Vec<AbortOnDropHandle<()>>,
+) -> Arc<Cache> {
+    let settings = cache::Settings {
+        l1_max_bytes: config.l1_max_bytes,
+        max_object_bytes: config.max_object_bytes,
+    };
+    let Some(redis) = redis else { return Cache::new(settings) };
+    let remote = RedisRemote::new(Arc::clone(redis));
+    let store = Arc::clone(&remote);
+    let (cache, keeping_in_touch) = Cache::sharing(settings, store, config.l1_ttl);
+    if let Some(l2) = cache.l2() {
+        remote.listen(Arc::clone(&l2.coherence));
+    }
+    background.push(AbortOnDropHandle::new(actix_web::rt::spawn(keeping_in_touch)));
+    cache
 }
 
 fn bind(address: SocketAddr) -> anyhow::Result<std::net::TcpListener> {
@@ -266,7 +292,7 @@ async fn reload_routes(
                     .collect();
                 shared.snapshot.store(Arc::new(snapshot));
                 if !changed.is_empty() {
-                    shared.cache.purge(&changed, Mode::Hard);
+                    shared.cache.purge(&changed, Mode::Hard).await;
                 }
                 shared.snapshot.load().upstreams.spawn_health_checks(&shared.upstream_tls);
                 shared.readiness.reloaded(None);

@@ -1,14 +1,17 @@
-//! The response cache: correct by RFC 9111 as a shared cache, in memory.
+//! The response cache: correct by RFC 9111 as a shared cache, in memory and in a store that many
+//! instances share.
 //!
 //! | module | |
 //! |---|---|
 //! | [`policy`] | decisions, as pure functions over header fields and moments |
 //! | [`key`] | which stored response a request asks for |
 //! | [`entry`], [`l1`] | one stored response; the bounded map of them |
-//! | [`l2`] | the same in Redis, for all instances |
+//! | [`l2`] | the second tier, where there are other instances |
 //! | [`purge`] | what was invalidated, and since when |
+//! | [`coherence`] | how all instances come to know that |
+//! | [`remote`] | the store they share: a trait, and Redis behind it |
 //! | `flight`, `fill` | one fetch for many requests; a response on its way into the store |
-//! | [`serve`], `fetch`, `pump`, `forward`, `respond` | the way of a request through all that |
+//! | [`serve`], `resolve`, `fetch`, `pump`, `forward`, `respond` | the way of a request through all that |
 //! | [`origin`] | where a response comes from: the trait that whoever uses the cache implements |
 //! | [`middleware`] | the cache around actix-web handlers |
 //!
@@ -17,6 +20,7 @@
 //! served again, not even by a fill that began before: see [`purge`].
 
 pub mod clock;
+pub mod coherence;
 mod compress;
 pub mod entry;
 mod fetch;
@@ -31,31 +35,37 @@ pub mod origin;
 pub mod policy;
 mod pump;
 pub mod purge;
+pub mod remote;
+mod resolve;
 mod respond;
 pub mod serve;
 pub mod stats;
 #[cfg(test)]
 mod tests;
 
-use std::{pin::Pin, sync::Arc, task};
+use std::{future::Future, pin::Pin, sync::Arc, task, time::Duration};
 
 use actix_http::{
     body::{BodySize, BoxBody, MessageBody},
     header::{ACCEPT_ENCODING, HeaderMap, HeaderName},
 };
+use arc_swap::ArcSwapOption;
 use bytes::Bytes;
 use futures_util::Stream;
 
 use self::{
     clock::Timestamp,
+    coherence::{Coherence, Purged},
     entry::Entry,
     fill::Budget,
     flight::Flights,
     key::KeyRef,
     l1::{L1, Slot, Usage},
+    l2::L2,
     origin::Failure,
     policy::Rules,
     purge::{Ledger, Mode, Selector, Verdict},
+    remote::Remote,
     respond::Handling,
     serve::Answer,
     stats::RouteStats,
@@ -78,7 +88,13 @@ pub struct RouteCache {
     /// Request headers to vary on besides those that responses name.
     pub vary: Vec<HeaderName>,
     pub stats: Arc<RouteStats>,
+    /// What the last response that varied varied on: a guess that saves a round trip.
+    pub varies: ArcSwapOption<Vec<HeaderName>>,
 }
+
+/// How long a purge waits for other instances to confirm it. One that is this late is most likely gone,
+/// and a write must not wait for it; it stops relying on its memory by itself.
+const CONFIRM: Duration = Duration::from_millis(500);
 
 /// The cache of a process, shared by its workers.
 #[derive(Debug)]
@@ -87,6 +103,8 @@ pub struct Cache {
     l1: L1,
     ledger: Arc<Ledger>,
     flights: Arc<Flights>,
+    /// Where there are other instances.
+    l2: Option<L2>,
     /// What fills whose length the origin announced may hold together.
     known: Arc<Budget>,
     /// What fills of unknown length may.
@@ -94,24 +112,63 @@ pub struct Cache {
 }
 
 impl Cache {
+    /// A cache by itself.
     pub fn new(settings: Settings) -> Arc<Self> {
-        let Settings { l1_max_bytes, max_object_bytes } = settings;
-        let budget = |part: u64| Arc::new(Budget::new((l1_max_bytes / part).max(max_object_bytes)));
-        Arc::new(Self {
-            settings,
-            l1: L1::new(l1_max_bytes, max_object_bytes),
-            ledger: Arc::default(),
-            flights: Arc::default(),
-            known: budget(4),
-            unknown: budget(16),
+        Arc::new(Self::build(settings, Arc::default(), None))
+    }
+
+    /// The cache of one instance among several that share `remote`.
+    ///
+    /// The future keeps it in touch with the others: it has to run as long as the cache is used. An
+    /// entry is served for `l1_ttl` at most without asking the second tier.
+    pub fn sharing(
+        settings: Settings,
+        remote: Arc<dyn Remote>,
+        l1_ttl: Duration,
+    ) -> (Arc<Self>, impl Future<Output = ()>) {
+        let ledger = Arc::<Ledger>::default();
+        let coherence = Coherence::new(Arc::clone(&remote), Arc::clone(&ledger), l1_ttl);
+        let (l2, ended_leases) = L2::new(remote, Arc::clone(&coherence));
+        let leases = Arc::clone(&l2.leases).run(ended_leases);
+        let this = Arc::new(Self::build(settings, ledger, Some(l2)));
+        (this, async move {
+            tokio::join!(coherence.follow(), leases);
         })
     }
 
-    /// Invalidates what `selectors` name and returns the number of this purge.
+    fn build(settings: Settings, ledger: Arc<Ledger>, l2: Option<L2>) -> Self {
+        let Settings { l1_max_bytes, max_object_bytes } = settings;
+        let budget = |part: u64| Arc::new(Budget::new((l1_max_bytes / part).max(max_object_bytes)));
+        Self {
+            settings,
+            l1: L1::new(l1_max_bytes, max_object_bytes),
+            ledger,
+            flights: Arc::default(),
+            l2,
+            known: budget(4),
+            unknown: budget(16),
+        }
+    }
+
+    /// The second tier, where there is one.
+    pub fn l2(&self) -> Option<&L2> {
+        self.l2.as_ref()
+    }
+
+    /// Invalidates what `selectors` name, on all instances.
     ///
-    /// When it returns, nothing that was stored, or fetched, before is served as fresh again.
-    pub fn purge(&self, selectors: &[Selector], mode: Mode) -> u64 {
-        self.ledger.purge(selectors, mode)
+    /// When it returns, no instance that confirmed serves as fresh again what was stored, or fetched,
+    /// before. It waits for them, for at most [`CONFIRM`]; it fails never.
+    pub async fn purge(&self, selectors: &[Selector], mode: Mode) -> Purged {
+        match &self.l2 {
+            Some(l2) => l2.coherence.purge(selectors, mode, CONFIRM).await,
+            None => Purged {
+                number: self.ledger.purge(selectors, mode),
+                confirmed: 1,
+                missing: Vec::new(),
+                recorded: true,
+            },
+        }
     }
 
     /// Frees what no request can use any more: to be called about once a minute.

@@ -36,7 +36,8 @@ pub(super) struct Purge {
 
 /// `POST /admin/v1/cache/purge`: invalidates what the body names.
 ///
-/// Answers when it has taken effect on this instance. It does not say how many entries it killed:
+/// Answers when it has taken effect on every instance that confirmed it; those that did not in time are
+/// named. It does not say how many entries it killed:
 /// it costs the same for one and for a million, as it touches none of them.
 pub(super) async fn purge(body: Json<Purge>, context: Data<Context>) -> HttpResponse {
     let purge = body.into_inner();
@@ -50,13 +51,14 @@ pub(super) async fn purge(body: Json<Purge>, context: Data<Context>) -> HttpResp
     {
         return bad_request(&format!("there is no route named `{name}`"));
     }
-    let number = context.cache.purge(std::slice::from_ref(&selector), mode);
-    tracing::info!(purge.number = number, "purged {selector:?}");
+    let purged = context.cache.purge(std::slice::from_ref(&selector), mode).await;
+    tracing::info!(purge.number = purged.number, "purged {selector:?}");
     HttpResponse::Ok().json(json!({
         "purged": format!("{selector:?}"),
         "soft": mode == Mode::Soft,
-        "number": number,
-        "instances": { "confirmed": 1, "missing": [] },
+        "number": purged.number,
+        "recorded": purged.recorded,
+        "instances": { "confirmed": purged.confirmed, "missing": purged.missing },
     }))
 }
 

@@ -34,6 +34,10 @@ pub struct Entry {
     pub filled_at: u64,
     /// What the purge ledger found when it last looked, and as of which generation.
     checked: AtomicU64,
+    /// When it was last known to be what the second tier has; milliseconds since the epoch.
+    verified: AtomicU64,
+    /// Whether somebody asks the second tier about it.
+    asking: AtomicBool,
     /// Hash of the route's name.
     pub route: u64,
     /// Hash of host, path and query.
@@ -124,6 +128,8 @@ impl Entry {
             lifetime: parts.lifetime,
             filled_at: parts.filled_at,
             checked: AtomicU64::new(parts.filled_at << 1),
+            verified: AtomicU64::new(Timestamp::now().0),
+            asking: AtomicBool::new(false),
             route: hash_text(parts.route),
             url: key::target(key).map_or(0, |(host, path, query)| hash_url(host, path, query)),
             tenant: hash_text(parts.tenant),
@@ -146,6 +152,8 @@ impl Entry {
     pub fn with_gzip(&self, gzip: Bytes) -> Self {
         Self {
             checked: AtomicU64::new(self.checked.load(Ordering::Relaxed)),
+            verified: AtomicU64::new(self.verified.load(Ordering::Relaxed)),
+            asking: AtomicBool::new(false),
             compressing: AtomicBool::new(true),
             names: Arc::clone(&self.names),
             block: self.block.clone(),
@@ -157,6 +165,22 @@ impl Entry {
     /// Whether the caller is to make the compressed copy: true once.
     pub fn claim_compression(&self) -> bool {
         !self.compressing.swap(true, Ordering::Relaxed)
+    }
+
+    /// When it was last known to be what the second tier has.
+    pub fn verified(&self) -> Timestamp {
+        Timestamp(self.verified.load(Ordering::Relaxed))
+    }
+
+    /// Notes that the second tier has nothing newer.
+    pub fn set_verified(&self, at: Timestamp) {
+        self.verified.store(at.0, Ordering::Relaxed);
+        self.asking.store(false, Ordering::Relaxed);
+    }
+
+    /// Whether the caller is to ask the second tier: true once, until somebody did.
+    pub fn claim_asking(&self) -> bool {
+        !self.asking.swap(true, Ordering::Relaxed)
     }
 
     /// When it is of no use any more, not even stale.

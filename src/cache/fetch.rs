@@ -18,10 +18,12 @@ use super::{
     flight::{Landing, Leader},
     key::Key,
     l1::{Slot, Unshared, Variants},
+    l2::{Question, Stored},
     origin::{self, Ask, Body, Failure, Origin},
     passthrough,
     policy::{self, Decision, Lifetime, Precondition, RequestControl, Rules, Vary},
     pump::{Pump, UNSHARED_FOR, tags_of},
+    remote::Name,
     respond::{self, Handling},
     serve::{Answer, Request},
 };
@@ -35,6 +37,8 @@ pub(super) struct Fetch {
     pub key: Key,
     /// What is stored and has to be validated.
     pub stored: Option<Arc<Entry>>,
+    /// It is fresh, but the second tier could not be asked about it: good enough if the origin fails.
+    pub unverified: bool,
     pub control: RequestControl,
     /// Whether it is remembered already that responses for the key are not shared.
     pub known_unshared: bool,
@@ -67,20 +71,15 @@ impl Fetch {
             return Ok(self.validated(request, &response.headers, requested_at, filled_at, origin));
         }
         let status = response.status.as_u16();
-        if let Some(entry) = &self.stored
-            && status >= 500
-            && policy::stale_on_error(
-                &entry.lifetime,
-                &self.control,
-                Timestamp::now(),
-                policy::Failure::Status(status),
-            )
+        let error = policy::Failure::Status(status);
+        if status >= 500
+            && let Some(entry) = self.stand_in(Timestamp::now(), error)
         {
             self.announce(Landing::ServerError(status));
             self.route.stats.errors.add(1);
             let handling = Handling { origin_status: Some(status), ..Handling::STALE };
             let handling = Handling { forwarded: Some("stale"), ..handling };
-            return Ok(self.cache.serve(&self.route, request, entry, Timestamp::now(), handling));
+            return Ok(self.cache.serve(&self.route, request, &entry, Timestamp::now(), handling));
         }
         Ok(self.received(request, response, requested_at, filled_at, origin))
     }
@@ -91,24 +90,41 @@ impl Fetch {
         }
     }
 
-    fn failed(self, request: &Request<'_>, failure: Failure) -> Result<Answer, Failure> {
+    /// What may be served although the origin failed.
+    pub fn stand_in(&self, now: Timestamp, failure: policy::Failure) -> Option<Arc<Entry>> {
+        let entry = self.stored.as_ref()?;
+        let may =
+            self.unverified || policy::stale_on_error(&entry.lifetime, &self.control, now, failure);
+        may.then(|| Arc::clone(entry))
+    }
+
+    /// The origin cannot be reached.
+    pub fn failed(self, request: &Request<'_>, failure: Failure) -> Result<Answer, Failure> {
         self.announce(Landing::Failed(failure));
         self.route.stats.errors.add(1);
         let now = Timestamp::now();
-        match &self.stored {
-            Some(entry)
-                if policy::stale_on_error(
-                    &entry.lifetime,
-                    &self.control,
-                    now,
-                    policy::Failure::Disconnected,
-                ) =>
-            {
+        match self.stand_in(now, policy::Failure::Disconnected) {
+            Some(entry) => {
                 let handling = Handling { forwarded: Some("stale"), ..Handling::STALE };
-                Ok(self.cache.serve(&self.route, request, entry, now, handling))
+                Ok(self.cache.serve(&self.route, request, &entry, now, handling))
             }
-            _ => Err(failure),
+            None => Err(failure),
         }
+    }
+
+    /// What the second tier is asked for this request.
+    pub fn question<'a>(&'a self, request: &Request<'a>) -> Question<'a> {
+        Question {
+            route: &self.route,
+            tenant: request.tenant,
+            primary: &self.primary,
+            headers: request.headers,
+        }
+    }
+
+    /// What a response that varies on `variants` is called in the second tier.
+    fn name(&self, request: &Request<'_>, variants: Option<&Variants>) -> Name {
+        self.question(request).name(variants.map(|variants| &variants.names[..]))
     }
 
     /// The origin says that the stored response is still good (RFC 9111 section 4.3.4).
@@ -147,7 +163,7 @@ impl Fetch {
             }
             Vary::Names(_) | Vary::Star => None,
         };
-        let key = match variants {
+        let key = match &variants {
             Some(variants) => variants.key_for(&self.primary, request.headers),
             None => self.primary.clone(),
         };
@@ -163,6 +179,12 @@ impl Fetch {
         });
         if matches!(decision, Decision::Store(_)) {
             self.cache.l1.insert(key.borrow(), Slot::Entry(Arc::clone(&entry)));
+            self.cache.put(Stored {
+                entry: Arc::clone(&entry),
+                name: self.name(request, variants.as_deref()),
+                variants,
+                lease: self.leader.as_ref().and_then(Leader::take_lease),
+            });
             // Otherwise it may not be what the others asked for: they look again.
             if key == self.key {
                 self.announce(Landing::Validated(Arc::clone(&entry)));
@@ -236,6 +258,7 @@ impl Fetch {
         let compressible = compress::compressible(response.status, &response.headers, length);
         let mut stored_headers = response.headers.clone();
         policy::strip_for_storage(&mut stored_headers);
+        let name = self.name(request, variants.as_deref());
         let fill = Arc::new(Fill {
             key,
             status: response.status,
@@ -255,6 +278,7 @@ impl Fetch {
             route: Arc::clone(&self.route),
             tags: [origin.tags(), tags_of(&response.headers)].concat(),
             tenant: request.tenant.to_owned(),
+            name,
             share,
             rest: rest_sender,
             leader: self.leader.take(),
@@ -318,6 +342,7 @@ impl Fetch {
             return None;
         }
         let variants = Arc::new(Variants::new(self.primary.clone(), names, filled_at));
+        self.route.varies.store(Some(Arc::clone(&variants.names)));
         l1.insert(self.primary.borrow(), Slot::Variants(Arc::clone(&variants)));
         Some(variants)
     }

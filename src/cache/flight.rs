@@ -9,13 +9,14 @@
 //! shared; for any other, each of them asks the origin itself, side by side.
 
 use std::{
+    cell::RefCell,
     collections::HashMap,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use tokio::sync::watch;
 
-use super::{entry::Entry, fill::Fill, key::Key, origin::Failure};
+use super::{entry::Entry, fill::Fill, key::Key, l2::lease::Lease, origin::Failure, remote};
 
 /// What became of a flight.
 #[derive(Debug, Clone)]
@@ -71,6 +72,8 @@ pub struct Leader {
     flights: Arc<Flights>,
     key: Key,
     outcome: Outcome,
+    /// Held where other instances wait too.
+    lease: RefCell<Option<Lease>>,
 }
 
 /// A request that waits for another to fetch.
@@ -96,7 +99,8 @@ impl Flights {
         }
         let (outcome, receiver) = watch::channel(None);
         shard.insert(key.clone(), Flight { began_at: now, outcome: receiver });
-        Role::Lead(Leader { flights: Arc::clone(self), key: key.clone(), outcome })
+        let lease = RefCell::default();
+        Role::Lead(Leader { flights: Arc::clone(self), key: key.clone(), outcome, lease })
     }
 
     fn shard(&self, key: &Key) -> MutexGuard<'_, Shard> {
@@ -110,7 +114,36 @@ impl Leader {
     ///
     /// It ends when the leader is dropped: for a response that is being stored, once it is.
     pub fn announce(&self, landing: Landing) {
+        let elsewhere = match landing {
+            // The others get it from the second tier, once it is there.
+            Landing::Filling(_) | Landing::Validated(_) => None,
+            Landing::Unshared => Some(remote::Outcome::Unshared),
+            Landing::Failed(Failure(code)) => Some(remote::Outcome::Failed(code)),
+            // Each has its own stale response to fall back on, or asks for itself.
+            Landing::ServerError(_) => Some(remote::Outcome::Vanished),
+        };
+        if let Some(outcome) = elsewhere
+            && let Some(lease) = self.take_lease()
+        {
+            lease.end(outcome);
+        }
         self.outcome.send_replace(Some(landing));
+    }
+}
+
+impl Leader {
+    pub fn key(&self) -> &Key {
+        &self.key
+    }
+
+    /// Leads for all instances from now on.
+    pub fn hold(&self, lease: Lease) {
+        self.lease.replace(Some(lease));
+    }
+
+    /// The lease, to be released by whoever stores the response.
+    pub fn take_lease(&self) -> Option<Lease> {
+        self.lease.take()
     }
 }
 

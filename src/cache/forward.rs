@@ -31,12 +31,12 @@ impl Cache {
             route.stats.misses.add(1);
         }
         if !request.method.is_safe() {
-            self.invalidate_after(request, response.status, &response.headers, origin);
+            self.invalidate_after(request, response.status, &response.headers, origin).await;
         }
         Ok(passthrough(response, handling))
     }
 
-    fn invalidate_after(
+    async fn invalidate_after(
         &self,
         request: &Request<'_>,
         status: StatusCode,
@@ -61,7 +61,7 @@ impl Cache {
             selectors.extend(origin.invalidates().into_iter().map(Selector::Tag));
         }
         if !selectors.is_empty() {
-            self.ledger.purge(&selectors, Mode::Hard);
+            self.purge(&selectors, Mode::Hard).await;
         }
     }
 }

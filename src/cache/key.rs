@@ -169,6 +169,26 @@ pub fn target(key: &[u8]) -> Option<(&str, &str, Option<&str>)> {
     Some((host, path, query))
 }
 
+/// The primary key among the bytes of a variant's, which begin with it.
+///
+/// What follows differs from process to process. Bytes that no [`Parts`] wrote are returned whole.
+pub fn primary(key: &[u8]) -> &[u8] {
+    let after = || {
+        let mut rest = key;
+        take(&mut rest)?;
+        take(&mut rest)?;
+        let (flag, after) = rest.split_first()?;
+        rest = after;
+        if *flag == 1 {
+            take(&mut rest)?;
+        }
+        take(&mut rest)?;
+        take(&mut rest)?;
+        Some(rest.len())
+    };
+    &key[..key.len() - after().unwrap_or(0)]
+}
+
 fn take<'a>(rest: &mut &'a [u8]) -> Option<&'a str> {
     let (length, after) = rest.split_first_chunk::<4>()?;
     let (text, after) = after.split_at_checked(u32::from_le_bytes(*length) as usize)?;
@@ -221,6 +241,19 @@ mod tests {
                 Some((texts[0].as_str(), texts[1].as_str(), query.as_deref()))
             );
         }
+    }
+
+    #[test]
+    fn the_key_of_a_variant_begins_with_the_primary() {
+        let texts = ["h".to_owned(), "/p".to_owned(), "r".to_owned(), "s".to_owned()];
+        for query in [None, Some("q=1")] {
+            let whole = parts(&texts, query).to_key();
+            let names = [actix_http::header::ACCEPT_LANGUAGE];
+            let variant = whole.variant(&names, 7, &HeaderMap::new());
+            assert_eq!(primary(variant.bytes()), whole.bytes());
+            assert_eq!(primary(whole.bytes()), whole.bytes());
+        }
+        assert_eq!(primary(b"none"), b"none");
     }
 
     #[test]

@@ -38,7 +38,7 @@ pub enum Slot {
 #[derive(Debug)]
 pub struct Variants {
     key: Key,
-    pub names: Vec<HeaderName>,
+    pub names: Arc<Vec<HeaderName>>,
     /// Part of the variants' keys, so that dropping this drops them all.
     generation: u64,
     /// Like an entry's.
@@ -69,12 +69,17 @@ static VARIANTS_GENERATION: AtomicU64 = AtomicU64::new(1);
 impl Variants {
     pub fn new(key: Key, names: Vec<HeaderName>, filled_at: u64) -> Self {
         let generation = VARIANTS_GENERATION.fetch_add(1, Ordering::Relaxed);
-        Self { key, names, generation, filled_at, stored: AtomicU32::new(0) }
+        Self { key, names: Arc::new(names), generation, filled_at, stored: AtomicU32::new(0) }
     }
 
     /// The key of the response that these request headers select.
     pub fn key_for(&self, primary: &Key, headers: &HeaderMap) -> Key {
         primary.variant(&self.names, self.generation, headers)
+    }
+
+    /// The purge generation before the origin was asked for the first of them.
+    pub fn filled_at(&self) -> u64 {
+        self.filled_at
     }
 
     /// Counts a new variant; `false` when there are too many.

@@ -1,7 +1,100 @@
-//! The Redis tier: what one instance fetched, the others need not fetch.
+//! The second tier: stored responses that all instances share.
 //!
 //! | module | |
 //! |---|---|
-//! | [`codec`] | the bytes a stored response is in Redis |
+//! | [`codec`] | the binary form of a stored response |
+//! | [`lease`] | of all instances, one fetches |
+//! | `consult` | asks the second tier before the origin is asked |
+//! | `store` | puts there what was stored in the first |
+//! | `turn` | waits for another instance's fetch |
+//!
+//! It is a help and never a need: away, slow, full or broken, a request goes on to the origin. It is
+//! asked only while this instance knows of every purge ([`Coherence::is_trusted`]), because purges do
+//! not touch what is stored there: whoever finds a dead entry recognises it by its generation.
 
 pub mod codec;
+mod consult;
+pub mod lease;
+mod store;
+mod turn;
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use tokio::sync::Semaphore;
+
+use self::lease::{Inbox, Leases};
+pub use self::{
+    consult::{Consulted, Question},
+    store::Stored,
+    turn::Turn,
+};
+use super::{clock::Timestamp, coherence::Coherence, remote::Remote};
+
+/// Bytes on their way to the store at a time; what comes on top of that is not stored there.
+const MAX_IN_FLIGHT: usize = 64 << 20;
+
+/// The second tier of one process.
+pub struct L2 {
+    pub(super) remote: Arc<dyn Remote>,
+    pub coherence: Arc<Coherence>,
+    pub(super) leases: Arc<Leases>,
+    /// Permits are bytes.
+    in_flight: Arc<Semaphore>,
+    pub counts: Counts,
+}
+
+/// Counters for the operator.
+#[derive(Debug, Default)]
+pub struct Counts {
+    pub hits: AtomicU64,
+    pub misses: AtomicU64,
+    /// Look-ups and stores that failed.
+    pub errors: AtomicU64,
+    pub stored: AtomicU64,
+    /// Bytes put, as they are kept there.
+    pub stored_bytes: AtomicU64,
+    /// Responses not put because too much was on its way already.
+    pub shed: AtomicU64,
+    /// Requests that found another instance fetching.
+    pub awaited: AtomicU64,
+    /// Microseconds that look-ups took, all together.
+    pub lookup_micros: AtomicU64,
+    pub lookups: AtomicU64,
+}
+
+impl Counts {
+    fn add(counter: &AtomicU64, n: u64) {
+        counter.fetch_add(n, Ordering::Relaxed);
+    }
+
+    fn took(&self, duration: Duration) {
+        Self::add(&self.lookups, 1);
+        Self::add(&self.lookup_micros, duration.as_micros() as u64);
+    }
+}
+
+impl L2 {
+    /// The second tier, and what has to be handed to [`Leases::run`].
+    pub fn new(remote: Arc<dyn Remote>, coherence: Arc<Coherence>) -> (Self, Inbox) {
+        let (leases, inbox) = Leases::new(Arc::clone(&remote));
+        let in_flight = Arc::new(Semaphore::new(MAX_IN_FLIGHT));
+        (Self { remote, coherence, leases, in_flight, counts: Counts::default() }, inbox)
+    }
+
+    /// Whether it makes sense to ask.
+    pub fn is_usable(&self, now: Timestamp) -> bool {
+        self.remote.is_up() && self.coherence.is_trusted(now)
+    }
+}
+
+impl std::fmt::Debug for L2 {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("L2").field("counts", &self.counts).finish_non_exhaustive()
+    }
+}

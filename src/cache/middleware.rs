@@ -45,6 +45,7 @@ use actix_web::{
     Error, HttpResponse,
     dev::{Service, ServiceRequest, ServiceResponse, Transform, forward_ready},
 };
+use arc_swap::ArcSwapOption;
 use bytes::Bytes;
 use futures_util::{FutureExt as _, Stream, future::LocalBoxFuture};
 
@@ -75,6 +76,7 @@ impl ResponseCache {
             rules: Rules::default(),
             vary: Vec::new(),
             stats: Arc::default(),
+            varies: ArcSwapOption::default(),
         };
         Self { cache, route: Arc::new(route), tenant: None, tags: Rc::new([]) }
     }
@@ -83,7 +85,8 @@ impl ResponseCache {
     pub fn rules(mut self, rules: Rules) -> Self {
         let RouteCache { name, vary, stats, .. } = &*self.route;
         let (name, vary, stats) = (Arc::clone(name), vary.clone(), Arc::clone(stats));
-        self.route = Arc::new(RouteCache { name, rules, vary, stats });
+        let varies = ArcSwapOption::default();
+        self.route = Arc::new(RouteCache { name, rules, vary, stats, varies });
         self
     }
 

@@ -1,6 +1,6 @@
 //! Moves a body from the origin into a fill, and the finished fill into the store.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Instant};
 
 use actix_http::header::{HeaderMap, HeaderValue};
 use bytes::Bytes;
@@ -13,7 +13,10 @@ use super::{
     fill::{End, Share, Writer},
     flight::Leader,
     l1::{Slot, Unshared},
+    l2::Stored,
     origin::{Body, Failure},
+    remote::{Name, Outcome},
+    serve::FILL_PATIENCE,
 };
 use crate::problem::Code;
 
@@ -44,6 +47,8 @@ pub(super) struct Pump {
     pub route: Arc<RouteCache>,
     pub tags: Vec<String>,
     pub tenant: String,
+    /// Of the response in the second tier.
+    pub name: Name,
     pub share: Share,
     /// To the leader, once the fill is abandoned.
     pub rest: mpsc::Sender<Result<Bytes, Failure>>,
@@ -56,7 +61,12 @@ impl Pump {
         let fill = Arc::clone(&self.writer.0);
         let max = self.cache.settings.max_object_bytes;
         let mut size = 0u64;
+        let began = Instant::now();
         while let Some(item) = body.next().await {
+            if began.elapsed() > FILL_PATIENCE {
+                // Other instances do not wait for a body that trickles.
+                self.leader.as_ref().and_then(Leader::take_lease);
+            }
             let chunk = match item {
                 Ok(chunk) => chunk,
                 Err(failure) => return self.cut(failure),
@@ -109,6 +119,12 @@ impl Pump {
         };
         let entry = Arc::new(Entry::pack(&parts, body));
         self.cache.l1.insert(fill.key.borrow(), Slot::Entry(Arc::clone(&entry)));
+        self.cache.put(Stored {
+            entry: Arc::clone(&entry),
+            name: self.name,
+            variants: fill.variants.clone(),
+            lease: self.leader.as_ref().and_then(Leader::take_lease),
+        });
         self.route.stats.stored.add(1);
         self.route.stats.stored_bytes.add(size);
         entry
@@ -132,6 +148,9 @@ impl Pump {
         );
         self.cache.l1.insert(fill.key.borrow(), Slot::Unshared(Arc::new(mark)));
         fill.end(End::Abandoned);
+        if let Some(lease) = self.leader.as_ref().and_then(Leader::take_lease) {
+            lease.end(Outcome::Unshared);
+        }
         drop(self.leader);
         let mut kept = Some(self.share);
         let mut sent = 0u64;

@@ -21,6 +21,8 @@ use std::sync::{
     atomic::{AtomicU64, Ordering},
 };
 
+use serde::{Deserialize, Serialize};
+
 use self::notes::Notes;
 pub use self::selector::Selector;
 #[cfg(test)]
@@ -31,7 +33,7 @@ use super::{
 };
 
 /// How far a purge goes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Mode {
     /// Never served again.
     Hard,

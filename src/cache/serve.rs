@@ -1,10 +1,9 @@
 //! The way of one request through the cache: look up, wait, fetch, validate, store.
 //!
-//! Decisions are made in [`super::policy`]; this module carries them out. It is in two halves. A
-//! hit is answered by [`Cache::hit`] without waiting for anything. Everything else is
-//! [`Cache::resolve`].
+//! Decisions are made in [`super::policy`]; this module and [`super::resolve`] carry them out. A hit is
+//! answered by [`Cache::hit`] without waiting for anything. Everything else is [`Cache::resolve`].
 
-use std::{rc::Rc, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use actix_http::{
     Method,
@@ -16,17 +15,14 @@ use super::{
     Cache, RouteCache,
     clock::Timestamp,
     entry::Entry,
-    fetch::Fetch,
     fill::{End, Fill, Reader},
-    flight::{Landing, Role},
     key::{Key, Parts},
     l1::{Slot, Unshared},
-    origin::{Ask, Failure, Origin},
     policy::{self, Eligibility, RequestControl, Reuse},
-    purge::{Expected, Verdict},
+    purge::Verdict,
     respond::{self, Handling},
 };
-use crate::{problem::Code, telemetry::metrics::CacheOutcome};
+use crate::telemetry::metrics::CacheOutcome;
 
 /// A request as the cache sees it.
 #[derive(Debug, Clone, Copy)]
@@ -45,27 +41,24 @@ pub struct Answer {
 }
 
 /// What a look-up found.
-struct Found {
+pub(super) struct Found {
     /// Of the variant, where responses vary.
-    key: Key,
-    entry: Option<(Arc<Entry>, Verdict)>,
+    pub key: Key,
+    pub entry: Option<(Arc<Entry>, Verdict)>,
     /// The last response was not to be shared: do not wait for the next one.
-    unshared: Option<Arc<Unshared>>,
+    pub unshared: Option<Arc<Unshared>>,
 }
 
 /// How long a request waits for the end of a body that it cannot read along: one that trickles for
 /// hours must not hold others back.
-const FILL_PATIENCE: Duration = Duration::from_secs(2);
-
-/// A request that waited this often for responses it could not use fetches for itself.
-const MAX_WAITS: usize = 3;
+pub(super) const FILL_PATIENCE: Duration = Duration::from_secs(2);
 
 impl Cache {
     /// Answers from memory, if a fresh response is there.
     #[inline]
     pub fn hit(
         self: &Arc<Self>,
-        route: &RouteCache,
+        route: &Arc<RouteCache>,
         request: &Request<'_>,
         now: Timestamp,
     ) -> Option<Answer> {
@@ -85,177 +78,44 @@ impl Cache {
             }
             Slot::Unshared(_) => return None,
         };
-        if self.ledger.check(&entry) != Verdict::Live {
+        if self.ledger.check(&entry) != Verdict::Live || !self.covers(&entry, now) {
             return None;
         }
         match policy::reuse(&entry.lifetime, &control, now, false) {
-            Reuse::Serve => Some(self.serve(route, request, &entry, now, Handling::HIT)),
+            Reuse::Serve => {
+                self.ask_ahead(route, request, &entry, now);
+                Some(self.serve(route, request, &entry, now, Handling::HIT))
+            }
             Reuse::ServeStaleWhileRevalidating | Reuse::Validate => None,
         }
     }
 
-    /// Answers a request that [`Cache::hit`] could not.
-    ///
-    /// # Errors
-    ///
-    /// When the origin failed and nothing stored may stand in for its response.
-    pub async fn resolve(
+    /// Whether `entry` may be served without asking the second tier, if there is one.
+    #[inline]
+    pub(super) fn covers(&self, entry: &Entry, now: Timestamp) -> bool {
+        self.l2.as_ref().is_none_or(|l2| l2.coherence.covers(entry.verified(), now))
+    }
+
+    /// Asks the second tier about an entry shortly before that has to be done, so that no request
+    /// waits for it.
+    #[inline]
+    fn ask_ahead(
         self: &Arc<Self>,
         route: &Arc<RouteCache>,
         request: &Request<'_>,
-        origin: &Rc<dyn Origin>,
-    ) -> Result<Answer, Failure> {
-        let control = RequestControl::of(request.headers);
-        match policy::eligibility(request.method, request.headers, &control) {
-            Eligibility::Lookup => self.look_up(route, request, control, origin).await,
-            Eligibility::Bypass(_) => {
-                route.stats.bypassed.add(1);
-                let handling = Handling::forwarded(CacheOutcome::Bypass, "request");
-                self.forward(route, request, origin, handling).await
-            }
-            Eligibility::Unsafe => {
-                route.stats.bypassed.add(1);
-                let handling = Handling::forwarded(CacheOutcome::Bypass, "method");
-                self.forward(route, request, origin, handling).await
-            }
+        entry: &Entry,
+        now: Timestamp,
+    ) {
+        if let Some(l2) = &self.l2
+            && l2.coherence.is_due(entry.verified(), now)
+            && entry.claim_asking()
+        {
+            self.consult_beside(route, request);
         }
-    }
-
-    async fn look_up(
-        self: &Arc<Self>,
-        route: &Arc<RouteCache>,
-        request: &Request<'_>,
-        control: RequestControl,
-        origin: &Rc<dyn Origin>,
-    ) -> Result<Answer, Failure> {
-        let primary = request.parts.to_key();
-        let mut waits = 0;
-        loop {
-            let now = Timestamp::now();
-            let Found { key, entry, unshared } = self.find(&primary, request.headers, now);
-            let settled = unshared.as_ref().is_some_and(|mark| mark.settled);
-            let unshared = unshared.is_some();
-            let stored = match entry {
-                None => None,
-                Some((entry, verdict)) => {
-                    let soft = verdict == Verdict::SoftlyPurged;
-                    match policy::reuse(&entry.lifetime, &control, now, soft) {
-                        Reuse::Serve => {
-                            return Ok(self.serve(route, request, &entry, now, Handling::HIT));
-                        }
-                        Reuse::ServeStaleWhileRevalidating => {
-                            if self.revalidate(route, request, &primary, &key, &entry, origin) {
-                                return Ok(self.serve(
-                                    route,
-                                    request,
-                                    &entry,
-                                    now,
-                                    Handling::STALE,
-                                ));
-                            }
-                        }
-                        Reuse::Validate => {}
-                    }
-                    Some(entry)
-                }
-            };
-            if control.only_if_cached() {
-                return Err(Failure(Code::NotCached));
-            }
-            // The answer to these is no whole representation, so nobody else can use it.
-            let alone = *request.method == Method::HEAD || request.headers.contains_key(RANGE);
-            if (alone || settled) && stored.is_none() {
-                let handling = Handling::forwarded(CacheOutcome::Miss, "miss");
-                return self.forward(route, request, origin, handling).await;
-            }
-            let fetch = |leader| Fetch {
-                cache: Arc::clone(self),
-                route: Arc::clone(route),
-                primary: primary.clone(),
-                key: key.clone(),
-                stored: stored.clone(),
-                control,
-                known_unshared: unshared,
-                leader,
-            };
-            if unshared || alone || waits >= MAX_WAITS {
-                let ask = if unshared && stored.is_none() { Ask::Verbatim } else { Ask::Whole };
-                return fetch(None).run(request, origin, ask).await;
-            }
-            let waiter = match self.join(&key, request, origin) {
-                Role::Lead(leader) => {
-                    return fetch(Some(leader)).run(request, origin, Ask::Whole).await;
-                }
-                Role::Wait(waiter) => waiter,
-            };
-            let landing = waiter.landed().await;
-            let now = Timestamp::now();
-            match landing {
-                // The leader vanished: look again, and perhaps lead. That does not count as a wait, or
-                // a few clients that hang up would send all the others to the origin at once.
-                None => continue,
-                Some(Landing::Filling(fill)) => {
-                    if fill.answers(&primary, request.headers)
-                        && let Some(answer) = self.share(route, request, &fill).await
-                    {
-                        return Ok(answer);
-                    }
-                }
-                Some(Landing::Validated(entry)) if self.ledger.check(&entry) == Verdict::Live => {
-                    route.stats.coalesced.add(1);
-                    let handling = Handling {
-                        collapsed: true,
-                        ..Handling::forwarded(CacheOutcome::Revalidated, "stale")
-                    };
-                    return Ok(self.serve(route, request, &entry, now, handling));
-                }
-                // Purged since: look again.
-                Some(Landing::Validated(_)) => {}
-                Some(Landing::Unshared) => {
-                    route.stats.unshared.add(1);
-                    return fetch(None).run(request, origin, Ask::Verbatim).await;
-                }
-                Some(Landing::Failed(failure)) => {
-                    route.stats.coalesced.add(1);
-                    let down = policy::Failure::Disconnected;
-                    return match stored {
-                        Some(entry)
-                            if policy::stale_on_error(&entry.lifetime, &control, now, down) =>
-                        {
-                            Ok(self.serve(route, request, &entry, now, Handling::STALE))
-                        }
-                        _ => Err(failure),
-                    };
-                }
-                Some(Landing::ServerError(status)) => {
-                    let error = policy::Failure::Status(status);
-                    if let Some(entry) = &stored
-                        && policy::stale_on_error(&entry.lifetime, &control, now, error)
-                    {
-                        route.stats.coalesced.add(1);
-                        return Ok(self.serve(route, request, entry, now, Handling::STALE));
-                    }
-                    return fetch(None).run(request, origin, Ask::Whole).await;
-                }
-            }
-            waits += 1;
-        }
-    }
-
-    fn join(&self, key: &Key, request: &Request<'_>, origin: &Rc<dyn Origin>) -> Role {
-        self.flights.join(key, self.ledger.generation(), |began_at| {
-            let expected = Expected {
-                key: key.bytes(),
-                route: request.parts.route,
-                tenant: request.tenant,
-                tags: origin.tags(),
-            };
-            self.ledger.purged_since(began_at, &expected)
-        })
     }
 
     /// What is stored for a request.
-    fn find(&self, primary: &Key, headers: &HeaderMap, now: Timestamp) -> Found {
+    pub(super) fn find(&self, primary: &Key, headers: &HeaderMap, now: Timestamp) -> Found {
         let (key, slot) = match self.l1.find(primary.borrow()) {
             Some(Slot::Variants(variants)) => {
                 let key = variants.key_for(primary, headers);
@@ -300,7 +160,7 @@ impl Cache {
 
     /// Shares the response that another request is fetching; `None` when that did not work out and
     /// the request has to look again.
-    async fn share(
+    pub(super) async fn share(
         self: &Arc<Self>,
         route: &RouteCache,
         request: &Request<'_>,
@@ -326,58 +186,6 @@ impl Cache {
         }
         route.stats.coalesced.add(1);
         Some(self.serve(route, request, &entry, Timestamp::now(), handling))
-    }
-
-    /// Revalidates behind the client's back; `false` when only the request itself can do it.
-    fn revalidate(
-        self: &Arc<Self>,
-        route: &Arc<RouteCache>,
-        request: &Request<'_>,
-        primary: &Key,
-        key: &Key,
-        entry: &Arc<Entry>,
-        origin: &Rc<dyn Origin>,
-    ) -> bool {
-        let Some(origin) = origin.detached() else { return false };
-        // Somebody is at it already: then there is nothing left to do.
-        let Role::Lead(leader) = self.join(key, request, &origin) else { return true };
-        let fetch = Fetch {
-            cache: Arc::clone(self),
-            route: Arc::clone(route),
-            primary: primary.clone(),
-            key: key.clone(),
-            stored: Some(Arc::clone(entry)),
-            control: RequestControl::plain(),
-            known_unshared: false,
-            leader: Some(leader),
-        };
-        let headers = request.headers.clone();
-        let [host, path, route, scope, tenant] = [
-            request.parts.host,
-            request.parts.path,
-            request.parts.route,
-            request.parts.scope,
-            request.tenant,
-        ]
-        .map(str::to_owned);
-        let query = request.parts.query.map(str::to_owned);
-        actix_rt::spawn(async move {
-            let request = Request {
-                method: &Method::GET,
-                headers: &headers,
-                parts: Parts {
-                    host: &host,
-                    path: &path,
-                    query: query.as_deref(),
-                    route: &route,
-                    scope: &scope,
-                },
-                tenant: &tenant,
-            };
-            // A failure is counted where it happens; the stale entry stays as it is.
-            let _ = fetch.run(&request, &origin, Ask::Whole).await;
-        });
-        true
     }
 }
 

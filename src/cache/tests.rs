@@ -7,6 +7,7 @@ mod flights;
 mod ledger;
 mod middleware;
 mod ranges;
+mod sim;
 mod stale;
 mod storage;
 mod threads;
@@ -205,7 +206,13 @@ const SETTINGS: Settings = Settings { l1_max_bytes: 8 << 20, max_object_bytes: 6
 
 fn route(name: &str, rules: Rules) -> Arc<RouteCache> {
     let stats = Arc::default();
-    Arc::new(RouteCache { name: name.into(), rules, vary: Vec::new(), stats })
+    Arc::new(RouteCache {
+        name: name.into(),
+        rules,
+        vary: Vec::new(),
+        stats,
+        varies: Default::default(),
+    })
 }
 
 /// What a client has in the end.

@@ -11,7 +11,7 @@
 //! | 2 | 1 | version of this layout: 1 |
 //! | 3 | 1 | kind: 0 an entry, 1 what the responses vary on |
 //! | 4 | 8 | the purge generation at which the fill began, big-endian |
-//! | 12 | 4 | CRC-32 of all other bytes, and, of an entry, its key after them; big-endian |
+//! | 12 | 4 | CRC-32 of all other bytes, and, of an entry, its primary key after them; big-endian |
 //! | 16 | | the rest, by kind |
 //!
 //! The first sixteen bytes are the [`stamp`]. A script reads the generation from it with
@@ -49,13 +49,16 @@ use actix_http::{
 use self::fields::{Reader, write_name, write_number};
 use super::super::{
     entry::{self, Entry},
-    key::KeyRef,
+    key::{self, KeyRef},
     policy::Lifetime,
     purge::LAST_GENERATION,
 };
 
 const MAGIC: &[u8] = b"PW";
 const VERSION: u8 = 1;
+
+/// Where the generation is.
+pub const FILLED_AT: usize = 4;
 
 const ENTRY: u8 = 0;
 const VARIANTS: u8 = 1;
@@ -253,6 +256,6 @@ fn checksum(bytes: &[u8], key: &[u8]) -> u32 {
     let mut sum = crc32fast::Hasher::new();
     sum.update(&bytes[..CHECKSUM]);
     sum.update(&bytes[STAMP..]);
-    sum.update(key);
+    sum.update(key::primary(key));
     sum.finalize()
 }

@@ -1,7 +1,9 @@
 //! What a purge can name.
 
+use serde::{Deserialize, Serialize};
+
 /// What a purge names.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Selector {
     /// One URL: every stored response for it, whatever it varies on and whoever it belongs to.
     Url {

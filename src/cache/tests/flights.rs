@@ -116,11 +116,11 @@ async fn a_request_after_a_purge_does_not_join_a_fetch_from_before_it() {
     asks.tags = vec!["t".to_owned()];
     let before = lab.start(&asks);
     settle().await;
-    lab.cache.purge(&tag("unrelated"), Mode::Hard);
+    lab.cache.purge(&tag("unrelated"), Mode::Hard).await;
     let joins = lab.start(&asks);
     settle().await;
     assert_eq!(lab.site.calls(), 1, "what was purged does not concern it");
-    lab.cache.purge(&tag("t"), Mode::Hard);
+    lab.cache.purge(&tag("t"), Mode::Hard).await;
     let after = [lab.start(&asks), lab.start(&asks)];
     settle().await;
     assert_eq!(lab.site.calls(), 2, "one fetch for those after the purge");
@@ -141,7 +141,7 @@ async fn a_tag_that_only_the_origin_knows_kills_the_fill_under_way() {
     let asks = Asks::get("/");
     let before = lab.start(&asks);
     settle().await;
-    lab.cache.purge(&tag("u"), Mode::Hard);
+    lab.cache.purge(&tag("u"), Mode::Hard).await;
     let after = lab.start(&asks);
     settle().await;
     gate.add_permits(10);
@@ -186,7 +186,7 @@ async fn requests_that_purged_tags_concern_share_one_fetch_while_an_older_body_e
     opened.add_permits(1);
     let asks = Asks::get("/");
     assert_eq!(in_time(lab.get(&asks)).await.unwrap().text(), "old");
-    lab.cache.purge(&tag("t"), Mode::Hard);
+    lab.cache.purge(&tag("t"), Mode::Hard).await;
     let readers: Vec<_> = (0..20).map(|_| lab.start(&asks)).collect();
     settle().await;
     release.add_permits(100);

@@ -166,7 +166,7 @@ async fn tenants_have_caches_of_their_own() {
     assert_eq!(ask(&app, of("a")).await, answer(200, "MISS", "a 1"));
     assert_eq!(ask(&app, of("b")).await, answer(200, "MISS", "b 2"));
     assert_eq!(ask(&app, of("a")).await, answer(200, "HIT", "a 1"));
-    cache.purge(&[Selector::Tenant("a".to_owned())], Mode::Hard);
+    cache.purge(&[Selector::Tenant("a".to_owned())], Mode::Hard).await;
     assert_eq!(ask(&app, of("a")).await, answer(200, "MISS", "a 3"));
     assert_eq!(ask(&app, of("b")).await, answer(200, "HIT", "b 2"));
 }
@@ -181,14 +181,16 @@ async fn tags_are_the_wrappers_and_the_handlers() {
         response.headers_mut().insert(HeaderName::from_static("cache-tag"), tag.parse().unwrap());
         response
     });
-    let purge = |tag: &str| cache.purge(&[Selector::Tag(tag.to_owned())], Mode::Hard);
+    let purge = async |tag: &str| {
+        cache.purge(&[Selector::Tag(tag.to_owned())], Mode::Hard).await;
+    };
     for path in ["/1", "/2"] {
         ask(&app, get(path)).await;
     }
-    purge("thing:1");
+    purge("thing:1").await;
     assert_eq!(ask(&app, get("/1")).await, answer(200, "MISS", "3"));
     assert_eq!(ask(&app, get("/2")).await, answer(200, "HIT", "2"));
-    purge("all");
+    purge("all").await;
     assert_eq!(ask(&app, get("/1")).await, answer(200, "MISS", "4"));
     assert_eq!(ask(&app, get("/2")).await, answer(200, "MISS", "5"));
 }

@@ -107,7 +107,7 @@ async fn what_was_purged_does_not_stand_in_for_a_failing_origin() {
     let (lab, gate) = lab("max-age=1, stale-if-error=100", |_| Err(BROKEN));
     let asks = Asks::get("/");
     lab.get(&asks).await.unwrap();
-    lab.cache.purge(&[Selector::All], Mode::Hard);
+    lab.cache.purge(&[Selector::All], Mode::Hard).await;
     gate.add_permits(1);
     assert_eq!(lab.get(&asks).await.unwrap_err(), BROKEN);
 }
@@ -128,7 +128,7 @@ async fn a_soft_purge_serves_once_more_what_is_being_revalidated() {
     });
     let asks = Asks::get("/");
     lab.get(&asks).await.unwrap();
-    lab.cache.purge(&[Selector::Route("r".to_owned())], Mode::Soft);
+    lab.cache.purge(&[Selector::Route("r".to_owned())], Mode::Soft).await;
     for _ in 0..3 {
         let got = lab.get(&asks).await.unwrap();
         assert_eq!((got.header("x-cache"), got.text()), (Some("STALE"), "version 1"));
@@ -149,9 +149,9 @@ async fn what_was_purged_softly_does_not_become_fresh_when_the_purge_is_forgotte
     });
     let asks = Asks::get("/");
     lab.get(&asks).await.unwrap();
-    lab.cache.purge(&[Selector::Route("r".to_owned())], Mode::Soft);
+    lab.cache.purge(&[Selector::Route("r".to_owned())], Mode::Soft).await;
     lab.cache.sweep(Timestamp::now());
-    lab.cache.purge(&[Selector::Tag("unrelated".to_owned())], Mode::Hard);
+    lab.cache.purge(&[Selector::Tag("unrelated".to_owned())], Mode::Hard).await;
     assert_eq!(lab.get(&asks).await.unwrap().header("x-cache"), Some("STALE"));
 }
 
@@ -167,6 +167,6 @@ async fn a_validated_response_keeps_its_tags() {
     lab.get(&asks).await.unwrap();
     assert_eq!(lab.get(&asks).await.unwrap().header("x-cache"), Some("REVALIDATED"));
     assert_eq!(lab.get(&asks).await.unwrap().header("x-cache"), Some("HIT"));
-    lab.cache.purge(&[Selector::Tag("t".to_owned())], Mode::Hard);
+    lab.cache.purge(&[Selector::Tag("t".to_owned())], Mode::Hard).await;
     assert_eq!(lab.get(&asks).await.unwrap().header("x-cache"), Some("MISS"));
 }

@@ -79,7 +79,7 @@ async fn a_page_that_becomes_private_after_a_purge_is_remembered_as_well() {
             _ => reply(200, &[("cache-control", "private")], "b"),
         })
     });
-    lab.cache.purge(&[Selector::Tag("any".to_owned())], Mode::Hard);
+    lab.cache.purge(&[Selector::Tag("any".to_owned())], Mode::Hard).await;
     lab.get(&caller(0)).await.unwrap();
     assert_eq!(lab.get(&caller(0)).await.unwrap().text(), "b");
     assert!(mark(&lab, "/").is_some());
@@ -101,7 +101,7 @@ async fn a_mark_from_before_a_purge_does_not_replace_what_was_stored_after_it() 
     });
     let old = lab.start(&caller(0));
     settle().await;
-    lab.cache.purge(&[Selector::All], Mode::Hard);
+    lab.cache.purge(&[Selector::All], Mode::Hard).await;
     assert_eq!(lab.get(&caller(1)).await.unwrap().text(), "new");
     opened.add_permits(1);
     assert_eq!(in_time(old).await.unwrap().unwrap().text(), "old");

@@ -59,7 +59,13 @@ async fn a_route_adds_what_its_responses_do_not_name() {
     let mut lab = lab();
     let vary = vec![HeaderName::from_static("x-dev")];
     let stats = Arc::default();
-    lab.route = Arc::new(RouteCache { name: "r".into(), rules: Rules::default(), vary, stats });
+    lab.route = Arc::new(RouteCache {
+        name: "r".into(),
+        rules: Rules::default(),
+        vary,
+        stats,
+        varies: Default::default(),
+    });
     assert_eq!(text(&lab, &asks("x-lang", "de", "tv")).await, "MISS x-lang=de #1");
     assert_eq!(text(&lab, &asks("x-lang", "de", "phone")).await, "MISS x-lang=de #2");
     assert_eq!(text(&lab, &asks("x-lang", "de", "tv")).await, "HIT x-lang=de #1");
@@ -75,7 +81,7 @@ async fn a_page_that_begins_to_vary_after_a_purge_is_cached_again() {
             _ => reply(200, &[("cache-control", "max-age=100"), ("vary", "x-lang")], "b"),
         })
     });
-    lab.cache.purge(&[Selector::Tag("any".to_owned())], Mode::Hard);
+    lab.cache.purge(&[Selector::Tag("any".to_owned())], Mode::Hard).await;
     let asks = Asks::get("/").header("x-lang", "de");
     assert_eq!(text(&lab, &asks).await, "MISS a");
     assert_eq!(text(&lab, &asks).await, "MISS b");
@@ -152,7 +158,7 @@ async fn a_purge_of_the_url_takes_every_variant() {
         text(&lab, &asks("x-lang", lang, "")).await;
     }
     let url = Selector::Url { host: "a.test".to_owned(), path: "/".to_owned(), query: None };
-    lab.cache.purge(&[url], Mode::Hard);
+    lab.cache.purge(&[url], Mode::Hard).await;
     for lang in ["de", "en"] {
         assert!(text(&lab, &asks("x-lang", lang, "")).await.starts_with("MISS"));
     }

@@ -4,12 +4,19 @@
 use std::{io::Read as _, sync::atomic::AtomicU64};
 
 use flate2::read::GzDecoder;
+use tokio_util::task::AbortOnDropHandle;
 
-use super::*;
+use super::{
+    sim::{Sim, Trouble},
+    *,
+};
 use crate::cache::{
     l1::Slot,
     purge::{Mode, Selector, Verdict},
+    remote::Remote,
 };
+
+const SMALL: Settings = Settings { l1_max_bytes: 1 << 20, max_object_bytes: 4 << 10 };
 
 const PAGES: u64 = 4;
 
@@ -24,12 +31,16 @@ struct Page {
 /// The site, its cache, and its readers and writers.
 #[derive(Clone)]
 pub struct World {
-    lab: Lab,
+    /// One for each instance.
+    labs: Vec<Lab>,
     pages: Arc<[Page]>,
+    /// Whether a write through the cache can count on every instance to have heard of it.
+    reliable: bool,
+    keepers: Arc<Vec<AbortOnDropHandle<()>>>,
 }
 
 /// How often a task lets others run first.
-async fn stroll(steps: u64) {
+pub async fn stroll(steps: u64) {
     for _ in 0..steps {
         tokio::task::yield_now().await;
     }
@@ -40,8 +51,43 @@ impl World {
         let pages: Arc<[Page]> = (0..PAGES).map(|_| Page::default()).collect();
         let served = Arc::clone(&pages);
         let mut lab = Lab::new(move |call| page(Arc::clone(&served), call));
-        lab.cache = Cache::new(Settings { l1_max_bytes: 1 << 20, max_object_bytes: 4 << 10 });
-        Self { lab, pages }
+        lab.cache = Cache::new(SMALL);
+        Self { labs: vec![lab], pages, reliable: true, keepers: Arc::default() }
+    }
+
+    /// Several instances in front of one site.
+    pub async fn shared(instances: usize, seed: u64, trouble: Trouble) -> Self {
+        let mut world = Self::new();
+        let alone = world.labs.remove(0);
+        let sim = Sim::new(seed, trouble);
+        let mut keepers = Vec::new();
+        for number in 0..instances {
+            let port = sim.port(&number.to_string());
+            let remote = Arc::clone(&port) as Arc<dyn Remote>;
+            // Short, so that the second tier is asked again and again.
+            let (cache, keeper) = Cache::sharing(SMALL, remote, Duration::from_millis(3));
+            port.listen(&cache.l2().expect("it has a second tier").coherence);
+            keepers.push(AbortOnDropHandle::new(actix_rt::spawn(keeper)));
+            let route = route("r", Rules::default());
+            world.labs.push(Lab { cache, route, ..alone.clone() });
+        }
+        for lab in &world.labs {
+            let joined = lab.cache.l2().unwrap().coherence.joined(Duration::from_secs(60)).await;
+            assert!(joined, "an instance never took part");
+        }
+        world.keepers = Arc::new(keepers);
+        world.reliable = trouble.lost + trouble.failing == 0;
+        world
+    }
+
+    /// Requests that were served from what another instance had stored.
+    pub fn shared_hits(&self) -> u64 {
+        let hits = |lab: &Lab| lab.cache.l2().unwrap().counts.hits.load(Ordering::Relaxed);
+        self.labs.iter().map(hits).sum()
+    }
+
+    fn lab(&self, dice: &mut Dice) -> &Lab {
+        &self.labs[dice.roll(self.labs.len() as u64) as usize]
     }
 
     /// One thing that happens: mostly a read.
@@ -50,10 +96,10 @@ impl World {
         match dice.roll(100) {
             0..14 => self.write(&mut dice).await,
             14..18 => self.post(&mut dice).await,
-            18..22 => self.purge_softly(&mut dice),
+            18..22 => self.purge_softly(&mut dice).await,
             22..26 => {
                 let later = if dice.chance(20) { 1 << 40 } else { 0 };
-                self.lab.cache.sweep(Timestamp(Timestamp::now().0 + later));
+                self.lab(&mut dice).cache.sweep(Timestamp(Timestamp::now().0 + later));
             }
             _ => self.read(&mut dice).await,
         }
@@ -101,29 +147,37 @@ impl World {
         let Page { version, floor } = &self.pages[page as usize];
         let written = version.fetch_add(1, Ordering::SeqCst) + 1;
         stroll(dice.roll(5)).await;
-        self.purge(page, Mode::Hard, dice);
-        floor.fetch_max(written, Ordering::SeqCst);
-    }
-
-    fn purge_softly(&self, dice: &mut Dice) {
-        self.purge(dice.roll(PAGES), Mode::Soft, dice);
-    }
-
-    /// A purge made here, or elsewhere under a number that some of the purges to come have not.
-    fn purge(&self, page: u64, mode: Mode, dice: &mut Dice) {
-        let (ledger, selectors) = (&self.lab.cache.ledger, [self.selector(page, dice)]);
-        if dice.chance(50) {
-            self.lab.cache.purge(&selectors, mode);
-        } else {
-            ledger.apply(ledger.generation() + 1 + dice.roll(4), &selectors, mode);
+        if self.purge(page, Mode::Hard, dice).await {
+            floor.fetch_max(written, Ordering::SeqCst);
         }
+    }
+
+    async fn purge_softly(&self, dice: &mut Dice) {
+        self.purge(dice.roll(PAGES), Mode::Soft, dice).await;
+    }
+
+    /// Whether every instance has confirmed it.
+    async fn purge(&self, page: u64, mode: Mode, dice: &mut Dice) -> bool {
+        let (cache, selectors) = (&self.lab(dice).cache, [self.selector(page, dice)]);
+        let ledger = &cache.ledger;
+        if self.labs.len() > 1 || dice.chance(50) {
+            let purged = cache.purge(&selectors, mode).await;
+            return purged.recorded && purged.missing.is_empty();
+        }
+        // Elsewhere, under a number that some of the purges to come have not.
+        ledger.apply(ledger.generation() + 1 + dice.roll(4), &selectors, mode);
+        true
     }
 
     /// A write through the cache: the origin's answer says which version it made.
     async fn post(&self, dice: &mut Dice) {
         let page = dice.roll(PAGES);
         let asks = self.asks(page, dice).method(Method::POST);
-        if let Ok(got) = in_time(self.lab.get(&asks.header("x-write", "1"))).await {
+        let lab = self.lab(dice);
+        let write = in_time(lab.get(&asks.header("x-write", "1"))).await;
+        if let Ok(got) = write
+            && self.reliable
+        {
             let written = got.header("x-version").and_then(|text| text.parse().ok());
             self.pages[page as usize].floor.fetch_max(written.unwrap_or(0), Ordering::SeqCst);
         }
@@ -144,7 +198,8 @@ impl World {
         }
         let patience = if dice.chance(15) { dice.roll(30) } else { u64::MAX };
         let floor = self.pages[page as usize].floor.load(Ordering::SeqCst);
-        let read = async { in_time(self.lab.get(&asks)).await };
+        let lab = self.lab(dice);
+        let read = async { in_time(lab.get(&asks)).await };
         let got = tokio::select! {
             got = read => got,
             // The client hangs up: a leader vanishes, or a reader.
@@ -161,14 +216,23 @@ impl World {
     /// After everything has ended nothing is held any more, and what is remembered of the purges is
     /// no more than what they named.
     pub async fn has_come_to_rest(&self) {
-        let cache = &self.lab.cache;
+        for lab in &self.labs {
+            lab.has_come_to_rest().await;
+        }
+    }
+}
+
+impl Lab {
+    async fn has_come_to_rest(&self) {
+        let cache = &self.cache;
         for _ in 0..1000 {
             let flights = Arc::strong_count(&cache.flights) - 1;
             let fills = Arc::strong_count(&cache.known) + Arc::strong_count(&cache.unknown) - 2;
             if flights + fills == 0 {
                 // By page a URL, a tag, two prefixes and two patterns; the route and the tenant.
                 assert!(cache.ledger.notes() <= 6 * PAGES as usize + 2, "{:?}", cache.ledger);
-                cache.purge(&[Selector::All], Mode::Hard);
+                let purged = cache.purge(&[Selector::All], Mode::Hard).await;
+                assert!(purged.recorded, "{purged:?}");
                 cache.sweep(Timestamp::now());
                 // A compressed copy may take its place behind the sweep; no look-up finds it.
                 cache.l1.sweep(|slot| match slot {
