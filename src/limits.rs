@@ -183,7 +183,7 @@ impl Limits {
     }
 
     fn locally(&self, route: &RouteLimits, asked: &[(Key, Quota)]) -> Decision {
-        let decision = self.memory.decide(asked, now());
+        let decision = self.memory.decide(asked, now);
         route.count(&decision);
         decision
     }

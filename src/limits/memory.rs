@@ -65,14 +65,17 @@ impl Memory {
         }
     }
 
-    /// Decides about a request at `now`; counts it if all limits let it through, and else in none.
-    pub fn decide(&self, asked: &[(Key, Quota)], now: u64) -> Decision {
+    /// Decides about a request; counts it if all limits let it through, and else in none.
+    pub fn decide(&self, asked: &[(Key, Quota)], clock: impl FnOnce() -> u64) -> Decision {
         let located: Vec<(usize, u32)> = asked.iter().map(|(key, _)| self.locate(key)).collect();
         let mut wanted: Vec<usize> = located.iter().map(|(part, _)| *part).collect();
         // Always in this order, or two requests could wait for each other.
         wanted.sort_unstable();
         wanted.dedup();
         let mut held: Vec<_> = wanted.iter().map(|part| lock(&self.parts[*part])).collect();
+        // Not before: a thread that waited here would count in the past of another, which may have
+        // forgotten already what counts there.
+        let now = clock();
         // Every part that is located is held.
         let position = |part| wanted.binary_search(&part).unwrap_or_default();
 
@@ -347,7 +350,7 @@ mod tests {
                     })
                     .collect();
                 let questions: Vec<_> = asked.iter().map(|(_, key, quota)| (*key, *quota)).collect();
-                let decision = memory.decide(&questions, now);
+                let decision = memory.decide(&questions, || now);
                 let mut may = Vec::new();
                 for (name, _, quota) in &asked {
                     may.push(models.entry(*name).or_default().may_pass(quota, now));
@@ -373,9 +376,9 @@ mod tests {
         let mut busy_passed = 0;
         for n in 0..100_000_u64 {
             let now = n * 500;
-            memory.decide(&[(key(&format!("flood {n}")), quota)], now);
+            memory.decide(&[(key(&format!("flood {n}")), quota)], || now);
             if n % 200 == 0 {
-                busy_passed += u32::from(memory.decide(&[(key("busy"), quota)], now).allowed());
+                busy_passed += u32::from(memory.decide(&[(key("busy"), quota)], || now).allowed());
             }
         }
         assert_eq!(busy_passed, 10, "it was not forgotten within its window");
@@ -390,7 +393,7 @@ mod tests {
         let memory = Memory::bounded(6400, 256 << 10);
         let quota = quota(1000, 60);
         for n in 0..50_000_u64 {
-            memory.decide(&[(key(&format!("{}", n % 1000)), quota)], n * 2_000);
+            memory.decide(&[(key(&format!("{}", n % 1000)), quota)], || n * 2_000);
         }
         let usage = memory.usage();
         assert!(usage.bytes <= 1000 * 100 + (256 << 10), "{usage:?}");
@@ -403,7 +406,7 @@ mod tests {
         let quota = quota(10, 1);
         // Thirty keys a slot, all of them gone a second later.
         for n in 0..50_000_u64 {
-            memory.decide(&[(key(&format!("{n}")), quota)], n * 333);
+            memory.decide(&[(key(&format!("{n}")), quota)], || n * 333);
         }
         let usage = memory.usage();
         assert_eq!(usage.forgotten, 0, "{usage:?}");
@@ -423,7 +426,7 @@ mod tests {
                     for n in 0..600 {
                         let both = [(key("route"), route), mine];
                         let asked = if n % 2 == 0 { both } else { [both[1], both[0]] };
-                        let allowed = memory.decide(&asked, 1).allowed();
+                        let allowed = memory.decide(&asked, || 1).allowed();
                         passed.fetch_add(u64::from(allowed), Ordering::Relaxed);
                     }
                 });

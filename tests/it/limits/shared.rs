@@ -6,7 +6,7 @@ use std::{
 };
 
 use super::{
-    Passed, assert_limited, hammer, hello, items, limited, metric, most_within, parameter,
+    Passed, answering, assert_limited, hammer, items, limited, metric, most_within, parameter,
 };
 use crate::lab::{
     Answer, Fleet, Gateway, Origin, Redis, Request, SOON, eventually, redis, refusing, within,
@@ -27,8 +27,8 @@ async fn all_connected(fleet: &Fleet) {
 
 /// Three instances with this `limit:` that share a Redis. Each part of a test comes from an address of
 /// its own, which has not used up anything yet.
-async fn three(origin: &Origin, limit: &str, redis: &Redis) -> Fleet {
-    let fleet = Fleet::routing(limited(origin, limit)).env("TRUSTED_PROXIES", "127.0.0.0/8");
+async fn three(limit: &str, redis: &Redis) -> Fleet {
+    let fleet = Fleet::routing(answering(limit)).env("TRUSTED_PROXIES", "127.0.0.0/8");
     let fleet = fleet.redis(redis.url()).start(3).await;
     all_connected(&fleet).await;
     fleet
@@ -47,10 +47,29 @@ const LIMIT: &str = "{ requests: 50, window: 1s }";
 const WINDOW: Duration = Duration::from_secs(1);
 const SPAN: Duration = Duration::from_millis(2500);
 
-/// Asserts that together the instances let through what [`LIMIT`] says.
-async fn assert_shared(fleet: &Fleet, from: &str) {
-    let work = hammer(addresses(fleet), from, 15, Instant::now() + SPAN);
-    assert_limited(&within(SOON + SPAN, "the clients", work).await, 50, WINDOW, SPAN);
+/// Asserts that together the instances let through what is allowed, and not one request more.
+///
+/// On a machine so busy that Redis misses its 50 ms an instance decides alone, as it should. Then this
+/// tells nothing, and is tried again from another address.
+async fn assert_shared(fleet: &Fleet, requests: usize, window: Duration, span: Duration) {
+    for attempt in 1..=5 {
+        let before = all_degraded(fleet).await;
+        let from = format!("198.51.100.{attempt}");
+        let work = hammer(addresses(fleet), &from, 48, Instant::now() + span);
+        let passed = within(SOON + span, "the clients", work).await;
+        if all_degraded(fleet).await == before {
+            return assert_limited(&passed, requests, window, span);
+        }
+    }
+    panic!("Redis never answered all calls in time");
+}
+
+async fn all_degraded(fleet: &Fleet) -> f64 {
+    let mut all = 0.0;
+    for gateway in fleet.running() {
+        all += degraded(gateway, "away").await;
+    }
+    all
 }
 
 /// Asserts that each instance by itself lets through what [`LIMIT`] says, and says why.
@@ -80,23 +99,16 @@ async fn until_shared(fleet: &Fleet, reason: &str) {
 }
 
 #[tokio::test]
-async fn three_instances_and_fifty_clients_get_exactly_what_a_window_allows() {
-    let (origin, redis) = (hello().await, Redis::start().await);
-    let fleet = three(&origin, "{ requests: 100, window: 2s }", &redis).await;
-    let span = Duration::from_millis(7900);
-    let work = hammer(addresses(&fleet), "192.0.2.1", 50, Instant::now() + span);
-    let passed = within(SOON + span, "the clients", work).await;
-    assert_limited(&passed, 100, Duration::from_secs(2), span);
-    for gateway in fleet.running() {
-        assert_eq!(degraded(gateway, "away").await, 0.0, "Redis decided about all of them");
-        assert_eq!(metric(gateway, "portway_limit_memory_keys").await, Some(0.0));
-    }
+async fn three_instances_and_many_clients_get_exactly_what_a_window_allows() {
+    let redis = Redis::start().await;
+    let fleet = three("{ requests: 100, window: 2s }", &redis).await;
+    assert_shared(&fleet, 100, Duration::from_secs(2), Duration::from_millis(7900)).await;
 }
 
 #[tokio::test]
 async fn with_redis_killed_and_back_every_request_is_answered_and_limited() {
-    let (origin, mut redis) = (hello().await, Redis::start().await);
-    let fleet = three(&origin, LIMIT, &redis).await;
+    let mut redis = Redis::start().await;
+    let fleet = three(LIMIT, &redis).await;
     // Before, while and after Redis goes; `hammer` takes no answer but 200 and 429.
     let across = hammer(addresses(&fleet), "192.0.2.1", 15, Instant::now() + 2 * WINDOW);
     let killed = async {
@@ -110,13 +122,13 @@ async fn with_redis_killed_and_back_every_request_is_answered_and_limited() {
 
     redis.restart().await;
     until_shared(&fleet, "away").await;
-    assert_shared(&fleet, "192.0.2.3").await;
+    assert_shared(&fleet, 50, WINDOW, SPAN).await;
 }
 
 #[tokio::test]
 async fn with_redis_full_instances_count_by_themselves() {
-    let (origin, redis) = (hello().await, Redis::start().await);
-    let fleet = three(&origin, LIMIT, &redis).await;
+    let redis = Redis::start().await;
+    let fleet = three(LIMIT, &redis).await;
     redis.config_set("maxmemory", "1").await;
     assert_local(&fleet, "192.0.2.1", "out_of_memory").await;
     for gateway in fleet.running() {
@@ -125,25 +137,25 @@ async fn with_redis_full_instances_count_by_themselves() {
     }
     redis.config_set("maxmemory", "0").await;
     until_shared(&fleet, "out_of_memory").await;
-    assert_shared(&fleet, "192.0.2.2").await;
+    assert_shared(&fleet, 50, WINDOW, SPAN).await;
 }
 
 #[tokio::test]
 async fn with_redis_read_only_instances_count_by_themselves() {
-    let (origin, redis) = (hello().await, Redis::start().await);
-    let fleet = three(&origin, LIMIT, &redis).await;
+    let redis = Redis::start().await;
+    let fleet = three(LIMIT, &redis).await;
     let port = refusing().port().to_string();
     redis.command(&["REPLICAOF", "127.0.0.1", &port]).await;
     assert_local(&fleet, "192.0.2.1", "read_only").await;
     redis.command(&["REPLICAOF", "NO", "ONE"]).await;
     until_shared(&fleet, "read_only").await;
-    assert_shared(&fleet, "192.0.2.2").await;
+    assert_shared(&fleet, 50, WINDOW, SPAN).await;
 }
 
 #[tokio::test]
 async fn a_redis_that_hangs_delays_a_request_no_longer_than_the_budget() {
-    let (origin, redis) = (hello().await, Redis::start().await);
-    let routes = limited(&origin, "{ requests: 1000, window: 1m }");
+    let redis = Redis::start().await;
+    let routes = answering("{ requests: 1000, window: 1m }");
     let gateway = Gateway::routing(routes).env("REDIS_URL", redis.url()).start().await;
     connected(&gateway).await;
     let mut connection = gateway.connect().await;
@@ -185,8 +197,8 @@ async fn clients_are_told_the_same_with_redis_as_without() {
 
 #[tokio::test]
 async fn redis_learns_nobodys_address() {
-    let (origin, redis) = (hello().await, Redis::start().await);
-    let routes = limited(&origin, "[{ requests: 9, window: 1m }, { requests: 99, window: 1h }]");
+    let redis = Redis::start().await;
+    let routes = answering("[{ requests: 9, window: 1m }, { requests: 99, window: 1h }]");
     let gateway = Gateway::routing(routes)
         .env("REDIS_URL", redis.url())
         .env("TRUSTED_PROXIES", "127.0.0.0/8")
@@ -208,10 +220,9 @@ async fn redis_learns_nobodys_address() {
 
 #[tokio::test]
 async fn limits_are_shared_on_a_cluster() {
-    let origin = hello().await;
     let cluster = redis::Cluster::start(Redis::options(), false).await;
     let limits = "[{ requests: 4, window: 1m }, { requests: 9, window: 1h }, { requests: 99, window: 1m, by: route }]";
-    let fleet = Fleet::routing(limited(&origin, limits))
+    let fleet = Fleet::routing(answering(limits))
         .env("REDIS_CLUSTER_NODES", cluster.addresses())
         .env("TRUSTED_PROXIES", "127.0.0.0/8")
         .start(2)
