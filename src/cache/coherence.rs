@@ -190,8 +190,9 @@ impl Coherence {
         let local = self.ledger.purge(selectors, mode);
         let from = self.remote.instance();
         let record = Record { from: from.to_owned(), mode, selectors: selectors.to_vec() };
+        let known = position::in_log(local);
         let deadline = tokio::time::Instant::now() + patience;
-        match self.remote.record(local, &record.to_bytes()).await {
+        match self.remote.record(known, &record.to_bytes()).await {
             Ok(recorded) => {
                 let others: Vec<_> =
                     recorded.members.iter().filter(|it| ***it != *from).cloned().collect();
@@ -308,7 +309,8 @@ impl Coherence {
 
     /// Applies the next record of the log.
     fn apply(&self, generation: u64, record: Record) {
-        self.ledger.apply(generation, &record.selectors, record.mode);
+        let noted = position::in_ledger(generation);
+        self.ledger.apply(noted, &record.selectors, record.mode);
         self.counts.applied.fetch_add(1, Ordering::Relaxed);
         if !record.from.is_empty() && record.from != self.remote.instance() {
             lock(&self.asking).insert(record.from.as_str().into(), generation);
@@ -379,7 +381,7 @@ impl Coherence {
             let mut position = lock(&self.position);
             if position.applied() < history.first {
                 // What came before the log's beginning is not known: nothing from then is good.
-                self.ledger.raise_floor(history.first);
+                self.ledger.raise_floor(position::in_ledger(history.first));
             }
             for (generation, record) in history.records {
                 // Messages may have brought some of them in the meantime.
@@ -409,7 +411,7 @@ impl Coherence {
     async fn flush(&self) {
         let mut pending = std::mem::take(&mut *lock(&self.pending)).into_iter();
         while let Some(record) = pending.next() {
-            let known = self.ledger.generation();
+            let known = position::in_log(self.ledger.generation());
             if self.remote.record(known, &record.to_bytes()).await.is_err() {
                 lock(&self.pending).extend(std::iter::once(record).chain(pending));
                 return;

@@ -57,6 +57,8 @@ pub(super) const LAST_GENERATION: u64 = 1 << 62;
 pub struct Ledger {
     /// No note has a higher one, and every note raises it.
     generation: AtomicU64,
+    /// The highest that an entry from elsewhere was filled at; it may be ahead of what was noted here.
+    seen: AtomicU64,
     notes: RwLock<Notes>,
 }
 
@@ -74,7 +76,7 @@ impl Ledger {
     /// Invalidates what `selectors` name; when this returns, no later look-up serves it.
     pub fn purge(&self, selectors: &[Selector], mode: Mode) -> u64 {
         let notes = self.write();
-        let generation = self.generation() + 1;
+        let generation = self.generation().max(self.seen.load(Ordering::Acquire)) + 1;
         self.note(notes, generation, selectors, mode);
         generation
     }
@@ -108,6 +110,12 @@ impl Ledger {
         }
         // Published last and under the lock: who sees the new generation finds the notes.
         self.generation.store(noted, Ordering::Release);
+    }
+
+    /// An entry that was filled elsewhere is about to be stored here: the next purge made here has to
+    /// come after it.
+    pub fn see(&self, entry: &Entry) {
+        self.seen.fetch_max(entry.filled_at, Ordering::AcqRel);
     }
 
     /// Whether `entry` may still be served.

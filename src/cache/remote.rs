@@ -145,8 +145,8 @@ pub trait Remote: Send + Sync {
     /// Asks for the lease on fetching `name`, if what is stored still begins with `seen`.
     fn lead<'a>(&'a self, name: &'a Name, token: &'a str, seen: &'a [u8]) -> Reply<'a, Lead>;
 
-    /// Keeps a lease for its full time from now; `false` when it is lost.
-    fn renew<'a>(&'a self, name: &'a Name, token: &'a str) -> Reply<'a, bool>;
+    /// Keeps a lease for its full time from now, if it is still held.
+    fn renew<'a>(&'a self, name: &'a Name, token: &'a str) -> Reply<'a, ()>;
 
     /// Gives a lease back and tells who waits.
     fn release<'a>(&'a self, name: &'a Name, token: &'a str, outcome: Outcome) -> Reply<'a, ()>;

@@ -13,6 +13,23 @@ use crate::cache::clock::Timestamp;
 /// How long one beat is good for.
 pub const LEASE: Duration = Duration::from_secs(3);
 
+/// Purges that an instance makes before their records come back get numbers of the ledger in between:
+/// so many between one record and the next.
+const IN_BETWEEN: u32 = 11;
+
+/// The number in the ledger of a record of the log.
+///
+/// Whatever number an instance has given to purges of its own, the next record's is greater: an entry
+/// that was filled in between is not younger than a purge that comes after it, on any instance.
+pub fn in_ledger(generation: u64) -> u64 {
+    generation << IN_BETWEEN
+}
+
+/// The last record that is not after a number in the ledger.
+pub fn in_log(number: u64) -> u64 {
+    number >> IN_BETWEEN
+}
+
 /// What to do about a purge that was announced.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Step {
@@ -116,6 +133,15 @@ mod tests {
         position.read(15);
         assert!(!position.is_behind());
         assert_eq!(position.announced(16, 15), Step::Apply);
+    }
+
+    #[test]
+    fn the_next_record_is_after_every_purge_in_between() {
+        let now = 1_800_000_000_000_000;
+        let own = in_ledger(now) + 2000;
+        assert_eq!(in_log(own), now);
+        assert!(in_ledger(now + 1) > own);
+        assert!(in_ledger(1 << 51) <= crate::cache::purge::LAST_GENERATION);
     }
 
     #[test]

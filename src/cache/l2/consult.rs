@@ -168,6 +168,7 @@ impl Cache {
 
     fn adopt(&self, key: &Key, found: Entry, now: Timestamp) {
         found.set_verified(now);
+        self.ledger.see(&found);
         self.l1.insert(key.borrow(), Slot::Entry(Arc::new(found)));
     }
 }

@@ -49,15 +49,10 @@ impl Leases {
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A token that nobody else has; all are of one length.
-    pub fn token(&self) -> String {
+    /// A lease that is about to be asked for. Tokens are all of one length, and nobody else's.
+    pub fn keep(self: &Arc<Self>, name: Name) -> Lease {
         let number = self.tokens.fetch_add(1, Ordering::Relaxed);
-        format!("{}{number:016x}", self.remote.instance())
-    }
-
-    /// Takes over a lease that was acquired under `token`.
-    pub fn keep(self: &Arc<Self>, name: Name, token: String) -> Lease {
-        let token: Arc<str> = token.into();
+        let token: Arc<str> = format!("{}{number:016x}", self.remote.instance()).into();
         self.held().insert(Arc::clone(&token), name);
         Lease { leases: Arc::clone(self), name, token, outcome: Some(Outcome::Vanished) }
     }
@@ -90,10 +85,8 @@ impl Leases {
         stream::iter(held)
             .for_each_concurrent(AT_ONCE, |(token, name)| async move {
                 // A lease that is lost may be somebody else's: the fetch goes on, the fence in the store
-                // decides whose response stays.
-                if let Ok(false) = self.remote.renew(&name, &token).await {
-                    self.held().remove(&token);
-                }
+                // decides whose response stays. One that is only asked for is not there to be renewed.
+                let _ = self.remote.renew(&name, &token).await;
             })
             .await;
     }
@@ -122,7 +115,8 @@ impl Lease {
         self.outcome = Some(outcome);
     }
 
-    /// The store has released it together with what was put.
+    /// There is nothing to give back: the store has released it together with what was put, or another
+    /// has it.
     pub fn was_released(mut self) {
         self.outcome = None;
     }

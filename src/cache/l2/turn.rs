@@ -25,17 +25,19 @@ const SLACK: Duration = Duration::from_millis(20);
 impl L2 {
     /// Acquires the lease on a fetch, or waits until who has it is done.
     pub async fn turn(&self, consulted: &Consulted) -> Turn {
-        let token = self.leases.token();
+        // Kept before it is acquired: who goes away while he asks may have got it.
+        let lease = self.leases.keep(consulted.name);
         let began = Instant::now();
         // Before the lease is asked for: its holder may be done by the time of the answer.
         let mut landing = self.coherence.landing(self.remote.lease(&consulted.name));
         let mut counted = false;
         loop {
-            match self.remote.lead(&consulted.name, &token, &consulted.seen).await {
-                Ok(Lead::Acquired) => {
-                    return Turn::Lead(Some(self.leases.keep(consulted.name, token)));
+            match self.remote.lead(&consulted.name, lease.token(), &consulted.seen).await {
+                Ok(Lead::Acquired) => return Turn::Lead(Some(lease)),
+                Ok(Lead::Changed) => {
+                    lease.was_released();
+                    return Turn::Landed(Outcome::Stored);
                 }
-                Ok(Lead::Changed) => return Turn::Landed(Outcome::Stored),
                 Ok(Lead::Busy { remaining }) => {
                     if !std::mem::replace(&mut counted, true) {
                         Counts::add(&self.counts.awaited, 1);
@@ -61,10 +63,13 @@ impl L2 {
     /// Acquires the lease if nobody has it; `Err` when somebody has, and `Ok(None)` when that cannot be
     /// found out.
     pub async fn try_lead(&self, consulted: &Consulted) -> Result<Option<Lease>, Busy> {
-        let token = self.leases.token();
-        match self.remote.lead(&consulted.name, &token, &consulted.seen).await {
-            Ok(Lead::Acquired) => Ok(Some(self.leases.keep(consulted.name, token))),
-            Ok(Lead::Changed | Lead::Busy { .. }) => Err(Busy),
+        let lease = self.leases.keep(consulted.name);
+        match self.remote.lead(&consulted.name, lease.token(), &consulted.seen).await {
+            Ok(Lead::Acquired) => Ok(Some(lease)),
+            Ok(Lead::Changed | Lead::Busy { .. }) => {
+                lease.was_released();
+                Err(Busy)
+            }
             Err(_) => Ok(None),
         }
     }

@@ -123,7 +123,7 @@ impl Remote for RedisRemote {
                         .key(self.primary(&put.name.primary))
                         .arg(token)
                         .arg(outcome_text(Outcome::Stored))
-                        .arg(put.filled_at)
+                        .arg(&put.filled_at.to_be_bytes()[..])
                         .arg(put.value)
                         .arg(millis(put.keep).max(1))
                         .arg(put.variants.unwrap_or_default())
@@ -156,7 +156,7 @@ impl Remote for RedisRemote {
         })
     }
 
-    fn renew<'a>(&'a self, name: &'a Name, token: &'a str) -> Reply<'a, bool> {
+    fn renew<'a>(&'a self, name: &'a Name, token: &'a str) -> Reply<'a, ()> {
         Box::pin(async move {
             let renew = &self.scripts.renew;
             let lease = self.lease(name);

@@ -123,25 +123,30 @@ return math.max(redis.call('PTTL', KEYS[1]), 1)
 ";
 
 const RENEW: &str = "
-if not is_owner(KEYS[1], ARGV[1]) then return 0 end
-return redis.call('PEXPIRE', KEYS[1], ARGV[2])
+if is_owner(KEYS[1], ARGV[1]) then redis.call('PEXPIRE', KEYS[1], ARGV[2]) end
 ";
 
 const RELEASE: &str = "
 release(KEYS[1], ARGV[1], ARGV[2])
 ";
 
-/// Never puts an older response in place of a younger: bytes 8 to 16 are the generation it was filled at.
+/// Never puts an older response in place of a younger: eight bytes of it are the generation it was filled at.
 const PUT: &str = "
 local function filled_at(key)
   local head = redis.call('GETRANGE', key, FILLED_AT, FILLED_AT + 7)
-  return #head == 8 and struct.unpack('>I8', head) or 0
+  if #head < 8 then return 0, 0 end
+  return struct.unpack('>I4I4', head)
 end
-local generation = tonumber(ARGV[3])
-if filled_at(KEYS[2]) <= generation then
+-- In two halves: a number has 53 bits here.
+local high, low = struct.unpack('>I4I4', ARGV[3])
+local function is_older(key)
+  local there, rest = filled_at(key)
+  return there < high or (there == high and rest <= low)
+end
+if is_older(KEYS[2]) then
   redis.call('SET', KEYS[2], ARGV[4], 'PX', ARGV[5])
 end
-if ARGV[6] ~= '' and filled_at(KEYS[3]) <= generation then
+if ARGV[6] ~= '' and is_older(KEYS[3]) then
   redis.call('SET', KEYS[3], ARGV[6], 'PX', ARGV[5])
 end
 if ARGV[1] ~= '' then release(KEYS[1], ARGV[1], ARGV[2]) end

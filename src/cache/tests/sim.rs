@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeSet, HashMap},
     sync::Weak,
+    time::Instant,
 };
 
 use super::{world::stroll, *};
@@ -10,6 +11,9 @@ use crate::cache::{
     coherence::{Coherence, record::Record},
     remote::{Beat, Error, Event, History, Lead, Name, Outcome, Put, Recorded, Remote, Reply},
 };
+
+/// Shorter than in life: a test should not wait for it.
+const LEASE: Duration = Duration::from_millis(600);
 
 /// What goes wrong, in percent.
 #[derive(Debug, Clone, Copy, Default)]
@@ -32,11 +36,16 @@ enum Message {
 
 type Mailbox = mpsc::UnboundedSender<Message>;
 
+struct Lease {
+    owner: String,
+    waiting: BTreeSet<Arc<str>>,
+    until: Instant,
+}
+
 #[derive(Default)]
 struct State {
     values: HashMap<Name, (Bytes, u64)>,
-    /// Token and who waits.
-    leases: HashMap<Name, (String, BTreeSet<Arc<str>>)>,
+    leases: HashMap<Name, Lease>,
     log: Vec<(u64, Vec<u8>)>,
     mailboxes: HashMap<Arc<str>, Mailbox>,
 }
@@ -117,10 +126,10 @@ impl State {
     }
 
     fn release(&mut self, name: &Name, token: &str, outcome: Outcome) {
-        if self.leases.get(name).is_some_and(|(owner, _)| owner == token)
-            && let Some((_, waiting)) = self.leases.remove(name)
+        if self.leases.get(name).is_some_and(|lease| lease.owner == token)
+            && let Some(lease) = self.leases.remove(name)
         {
-            for instance in waiting {
+            for instance in lease.waiting {
                 self.tell(&instance, Message::Landed(label(name), outcome));
             }
         }
@@ -213,27 +222,32 @@ impl Remote for Port {
             if seen.is_empty() != value.is_empty() || !value.starts_with(seen) {
                 return Lead::Changed;
             }
-            if expired {
+            let now = Instant::now();
+            if expired || state.leases.get(name).is_some_and(|lease| lease.until < now) {
                 state.leases.remove(name);
             }
             match state.leases.get_mut(name) {
-                Some((owner, waiting)) if owner != token => {
-                    waiting.insert(Arc::clone(&self.name));
-                    Lead::Busy { remaining: Duration::from_millis(200) }
+                Some(lease) if lease.owner != token => {
+                    lease.waiting.insert(Arc::clone(&self.name));
+                    Lead::Busy { remaining: lease.until - now }
                 }
                 _ => {
-                    state.leases.insert(*name, (token.to_owned(), BTreeSet::new()));
+                    let (owner, until) = (token.to_owned(), now + LEASE);
+                    state.leases.insert(*name, Lease { owner, waiting: BTreeSet::new(), until });
                     Lead::Acquired
                 }
             }
         }))
     }
 
-    fn renew<'a>(&'a self, name: &'a Name, token: &'a str) -> Reply<'a, bool> {
-        Box::pin(
-            self.sim
-                .call(move |state| state.leases.get(name).is_some_and(|(owner, _)| owner == token)),
-        )
+    fn renew<'a>(&'a self, name: &'a Name, token: &'a str) -> Reply<'a, ()> {
+        Box::pin(self.sim.call(move |state| {
+            if let Some(lease) = state.leases.get_mut(name)
+                && lease.owner == token
+            {
+                lease.until = Instant::now() + LEASE;
+            }
+        }))
     }
 
     fn release<'a>(&'a self, name: &'a Name, token: &'a str, outcome: Outcome) -> Reply<'a, ()> {
