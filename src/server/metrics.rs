@@ -21,6 +21,7 @@ pub fn register(shared: &Arc<Shared>) {
             if let Some(l2) = shared.cache.l2() {
                 second_tier(l2, out);
             }
+            limits(&shared, &snapshot, out);
             upstreams(&snapshot, out);
             if let Some(redis) = &shared.redis {
                 redis.collect(out);
@@ -74,6 +75,36 @@ fn second_tier(l2: &L2, out: &mut Exposition) {
         .sample(&[], l2.coherence.members().len());
     out.gauge("portway_cache_pending_purges", "Purges that Redis did not take yet")
         .sample(&[], l2.coherence.pending());
+}
+
+fn limits(shared: &Shared, snapshot: &Snapshot, out: &mut Exposition) {
+    let mut family = out.counter(
+        "portway_limit_requests_total",
+        "Requests of limited routes: allowed, or refused with 429",
+    );
+    for (route, running) in snapshot.routes() {
+        for (result, count) in running.limits.iter().flat_map(|limits| limits.counts().iter()) {
+            family.sample(&[("route", &route.name), ("result", result)], count);
+        }
+    }
+    if let Some(degraded) = shared.limits.degraded() {
+        let mut family = out.counter(
+            "portway_limit_degraded_total",
+            "Requests that this instance decided about alone, as Redis could not",
+        );
+        for (reason, count) in degraded {
+            family.sample(&[("reason", reason)], count);
+        }
+    }
+    let usage = shared.limits.usage();
+    out.gauge("portway_limit_memory_keys", "Keys that limits are counted for in memory")
+        .sample(&[], usage.keys);
+    out.gauge("portway_limit_memory_bytes", "Bytes that these keys take").sample(&[], usage.bytes);
+    out.counter(
+        "portway_limit_forgotten_total",
+        "Keys that still counted and were forgotten for want of space",
+    )
+    .sample(&[], usage.forgotten);
 }
 
 fn upstreams(snapshot: &Snapshot, out: &mut Exposition) {
