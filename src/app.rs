@@ -216,6 +216,9 @@ impl App {
             tracing::warn!("requests outlived the grace period of {:?}", self.grace);
             public.stop(false).await;
         }
+        if let Some(l2) = self.shared.cache.l2() {
+            l2.coherence.leave().await;
+        }
         admin.stop(true).await;
         admin_task.abort();
         tracing::info!("stopped");
