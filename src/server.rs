@@ -5,6 +5,7 @@
 
 pub mod front_door;
 mod health;
+mod limit;
 pub mod listen;
 pub mod metrics;
 mod observe;
@@ -22,11 +23,12 @@ use tokio_util::sync::CancellationToken;
 
 pub use self::health::Readiness;
 use self::snapshot::Snapshot;
-use crate::{cache::Cache, redis::Redis, telemetry::metrics::Registry};
+use crate::{cache::Cache, limits::Limits, redis::Redis, telemetry::metrics::Registry};
 
 /// What the workers of one process share.
 pub struct Shared {
     pub cache: Arc<Cache>,
+    pub limits: Limits,
     /// None: this instance shares nothing with others.
     pub redis: Option<Arc<Redis>>,
     pub snapshot: ArcSwap<Snapshot>,

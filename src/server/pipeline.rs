@@ -1,7 +1,7 @@
 //! The way of a request, from the parsed head to the response.
 //!
 //! The order is this file, read from top to bottom: refusals of the front door, identifiers, health,
-//! route match, body limit, cache, and on a miss the origin. A hit is answered by
+//! route match, body limit, rate limit, cache, and on a miss the origin. A hit is answered by
 //! [`Gateway::call`] itself from a ready future; everything that has to wait goes through
 //! [`answer`].
 
@@ -27,9 +27,10 @@ use futures_util::future::LocalBoxFuture;
 
 use super::{
     Shared, front_door, health,
+    limit::{self, Verdict},
     observe::{Counted, Exchange},
     origin::{BodyGuard, ProxyOrigin},
-    snapshot::Snapshot,
+    snapshot::{Running, Snapshot},
 };
 use crate::{
     cache::{
@@ -100,6 +101,8 @@ struct Routed {
     peer: SocketAddr,
     secure: bool,
     door: Option<front_door::Connection>,
+    /// Whether Redis has yet to say if it passes the limits of its route.
+    limited: bool,
 }
 
 impl Service<Request> for Gateway {
@@ -116,7 +119,7 @@ impl Service<Request> for Gateway {
         // Warm-up comes from inside and has no peer.
         let peer =
             request.peer_addr().unwrap_or(SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0));
-        let exchange = Exchange::begin(head, peer.ip(), connection.map(|it| it.door.begin()));
+        let mut exchange = Exchange::begin(head, peer.ip(), connection.map(|it| it.door.begin()));
         let unrouted = Counted { metrics: self.shared.registry.unrouted(), name: None };
         let ready = |response| Answering::Ready(Some(response));
 
@@ -163,6 +166,17 @@ impl Service<Request> for Gateway {
             return ready(exchange.done(head, running.into(), response, CacheOutcome::None));
         }
 
+        // Warm-up is the gateway's own doing and counts for nobody.
+        let limits = running.limits.as_ref().filter(|_| request.peer_addr().is_some());
+        let verdict = match limits {
+            Some(limits) => limit::check(&self.shared, limits, head, &mut exchange),
+            None => Some(Verdict::Passes),
+        };
+        let limited = verdict.is_none();
+        if let Some(Verdict::Refused(response)) = verdict {
+            return ready(exchange.done(head, running.into(), response, CacheOutcome::None));
+        }
+
         let query = effective_query(route, head);
         let cache_request = cache::serve::Request {
             method: &head.method,
@@ -176,11 +190,9 @@ impl Service<Request> for Gateway {
             },
             tenant: "",
         };
-        let hit = self.shared.cache.hit(&running.cache, &cache_request, Timestamp::now());
-        if let Some(Answer { mut response, outcome }) = hit {
-            if self.shared.readiness.is_draining() {
-                response.head_mut().set_connection_type(ConnectionType::Close);
-            }
+        if !limited
+            && let Some(Answer { response, outcome }) = hit(&self.shared, running, &cache_request)
+        {
             return ready(exchange.done(head, running.into(), response, outcome));
         }
 
@@ -194,6 +206,7 @@ impl Service<Request> for Gateway {
             peer,
             secure,
             door: connection.map(|it| it.door.clone()),
+            limited,
         };
         let (shared, client) = (Arc::clone(&self.shared), Rc::clone(&self.client));
         Answering::Later(Box::pin(answer(shared, client, request, exchange, routed)))
@@ -213,7 +226,27 @@ async fn answer(
     let running = snapshot.running(routed.index);
     let payload = request.take_payload();
     let head = request.head();
+    let cache_request = cache::serve::Request {
+        method: &head.method,
+        headers: head.headers(),
+        parts: Parts {
+            host: &routed.host,
+            path: &routed.path,
+            query: routed.query.as_deref(),
+            route: &route.name,
+            scope: "",
+        },
+        tenant: "",
+    };
 
+    if let Some(limits) = running.limits.as_ref().filter(|_| routed.limited) {
+        if let Verdict::Refused(response) = limit::ask(&shared, limits, &mut exchange).await {
+            return exchange.done(head, running.into(), response, CacheOutcome::None);
+        }
+        if let Some(Answer { response, outcome }) = hit(&shared, running, &cache_request) {
+            return exchange.done(head, running.into(), response, outcome);
+        }
+    }
     let (upstream, rewrite) = match &route.action {
         Action::Respond { status, headers, body } => {
             let mut response = Response::with_body(*status, BoxBody::new(body.clone()));
@@ -269,18 +302,6 @@ async fn answer(
         };
         return exchange.done(head, running.into(), response, CacheOutcome::Bypass);
     }
-    let cache_request = cache::serve::Request {
-        method: &head.method,
-        headers: head.headers(),
-        parts: Parts {
-            host: &routed.host,
-            path: &routed.path,
-            query: routed.query.as_deref(),
-            route: &route.name,
-            scope: "",
-        },
-        tenant: "",
-    };
     let origin: Rc<dyn cache::origin::Origin> = Rc::new(origin);
     let resolved = shared.cache.resolve(&running.cache, &cache_request, &origin).await;
     let (mut response, outcome) = match resolved {
@@ -299,6 +320,15 @@ async fn answer(
         response.head_mut().set_connection_type(ConnectionType::Close);
     }
     exchange.done(head, running.into(), response, outcome)
+}
+
+/// A fresh response from memory, if there is one.
+fn hit(shared: &Shared, running: &Running, request: &cache::serve::Request<'_>) -> Option<Answer> {
+    let mut answer = shared.cache.hit(&running.cache, request, Timestamp::now())?;
+    if shared.readiness.is_draining() {
+        answer.response.head_mut().set_connection_type(ConnectionType::Close);
+    }
+    Some(answer)
 }
 
 /// The host the request is for: lower-case, without the scheme's own port.

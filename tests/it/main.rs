@@ -13,6 +13,7 @@ mod health;
 mod http_cache_tests;
 mod lab_redis;
 mod lab_works;
+mod limits;
 mod memory;
 mod observability;
 mod proxy;

@@ -217,6 +217,14 @@ impl Remote for RedisRemote {
         })
     }
 
+    fn leave(&self) -> Reply<'_, ()> {
+        Box::pin(async move {
+            let mut leave = Cmd::new();
+            leave.arg("ZREM").arg(&self.instances).arg(self.redis.instance());
+            self.redis.command(&leave).await
+        })
+    }
+
     fn history(&self, applied: u64) -> Reply<'_, History> {
         Box::pin(async move {
             let script = &self.scripts.history;
