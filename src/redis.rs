@@ -13,6 +13,7 @@ mod breaker;
 mod cluster;
 mod connect;
 mod fault;
+mod heard;
 pub mod lease;
 mod link;
 mod metrics;

@@ -17,6 +17,7 @@ pub mod warm;
 
 use std::sync::Arc;
 
+use actix_http::{ConnectionType, Response, StatusCode, body::BoxBody};
 use arc_swap::ArcSwap;
 use ipnet::IpNet;
 use tokio_util::sync::CancellationToken;
@@ -38,4 +39,14 @@ pub struct Shared {
     pub readiness: Readiness,
     /// Cancelled when the process stops: connections end after their current request.
     pub draining: CancellationToken,
+}
+
+impl Shared {
+    /// While the process stops, every response announces that it is the last of its connection.
+    fn last_if_draining(&self, mut response: Response<BoxBody>) -> Response<BoxBody> {
+        if self.readiness.is_draining() && response.status() != StatusCode::SWITCHING_PROTOCOLS {
+            response.head_mut().set_connection_type(ConnectionType::Close);
+        }
+        response
+    }
 }

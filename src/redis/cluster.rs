@@ -95,6 +95,7 @@ impl Cluster {
     pub(super) async fn ask(
         &self,
         command: &Cmd,
+        size: usize,
         last: &mut Option<Arc<Node>>,
         deadline: Instant,
     ) -> Result<Value, Trouble> {
@@ -109,7 +110,7 @@ impl Cluster {
         };
         let mut asking = false;
         for _ in 0..REDIRECTIONS {
-            let asked = node.ask(command, asking, deadline).await;
+            let asked = node.ask(command, size, asking, deadline).await;
             *last = Some(Arc::clone(&node));
             let error = match asked {
                 Err(Trouble::Moved(error)) => error,

@@ -3,7 +3,7 @@
 use std::{
     sync::{
         Arc,
-        atomic::{AtomicUsize, Ordering::Relaxed},
+        atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed},
     },
     time::Duration,
 };
@@ -22,7 +22,7 @@ use tokio::{
 use tokio_rustls::TlsConnector;
 use tokio_util::task::AbortOnDropHandle;
 
-use super::tls;
+use super::{heard::Heard, tls};
 use crate::config::{Address, Login, RedisConfig};
 
 /// How long one of several may take that would all do, before the next is asked.
@@ -42,6 +42,8 @@ pub(super) struct Dialer {
 pub(super) struct Opened {
     pub(super) connection: MultiplexedConnection,
     pub(super) driver: AbortOnDropHandle<()>,
+    /// How many bytes have come in.
+    pub(super) heard: Arc<AtomicU64>,
 }
 
 impl Dialer {
@@ -165,9 +167,11 @@ where
     if let Some(pushes) = pushes {
         config = config.set_push_sender(pushes);
     }
+    let heard = Arc::new(AtomicU64::new(0));
+    let stream = Heard::new(stream, Arc::clone(&heard));
     let (connection, driver) =
         MultiplexedConnection::new_with_config(settings, stream, config).await?;
-    Ok(Opened { connection, driver: AbortOnDropHandle::new(tokio::spawn(driver)) })
+    Ok(Opened { connection, driver: AbortOnDropHandle::new(tokio::spawn(driver)), heard })
 }
 
 /// Asks whether the other side lives.

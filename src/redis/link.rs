@@ -9,7 +9,7 @@ use std::{
 };
 
 use ::redis::{
-    Cmd, ErrorKind, Pipeline, RedisError, RedisFuture, RedisResult, ScriptInvocation, Value,
+    Arg, Cmd, ErrorKind, Pipeline, RedisError, RedisFuture, RedisResult, ScriptInvocation, Value,
     aio::ConnectionLike,
 };
 use tokio::time::Instant;
@@ -29,11 +29,15 @@ use crate::config::{RedisConfig, Servers};
 /// Calls under way at once, over all workers. More of them would wait in line for each other.
 const IN_FLIGHT: usize = 1024;
 
+/// What they may weigh together, in bytes.
+const BYTES_IN_FLIGHT: usize = 64 << 20;
+
 pub(super) struct Link {
     shape: Shape,
     mode: &'static str,
     pub(super) metrics: Arc<Metrics>,
     in_flight: AtomicUsize,
+    bytes_in_flight: AtomicUsize,
 }
 
 enum Shape {
@@ -78,7 +82,8 @@ impl Link {
     }
 
     fn new(shape: Shape, mode: &'static str, metrics: Arc<Metrics>) -> Self {
-        Self { shape, mode, metrics, in_flight: AtomicUsize::new(0) }
+        let (in_flight, bytes_in_flight) = (AtomicUsize::new(0), AtomicUsize::new(0));
+        Self { shape, mode, metrics, in_flight, bytes_in_flight }
     }
 
     /// Sends `request` and waits for its answer, at most [`BUDGET`] in all.
@@ -87,7 +92,7 @@ impl Link {
             self.metrics.called(CallResult::Skipped, Duration::ZERO);
             return Err(Error::Away);
         }
-        let Some(_permit) = self.permit() else {
+        let Some(_permit) = Permit::get(&self.in_flight, 1, IN_FLIGHT) else {
             self.metrics.called(CallResult::Overloaded, Duration::ZERO);
             return Err(Error::Away);
         };
@@ -110,11 +115,6 @@ impl Link {
         };
         self.metrics.called(result, began.elapsed());
         answer
-    }
-
-    fn permit(&self) -> Option<Permit<'_>> {
-        let permit = Permit(&self.in_flight);
-        (self.in_flight.fetch_add(1, Relaxed) < IN_FLIGHT).then_some(permit)
     }
 
     /// Whether any server is asked at all.
@@ -176,15 +176,22 @@ struct Call<'l> {
 
 impl Call<'_> {
     async fn send(&mut self, command: &Cmd) -> RedisResult<Value> {
+        let size = command.args_iter().map(length).sum();
+        let Some(_permit) = Permit::get(&self.link.bytes_in_flight, size, BYTES_IN_FLIGHT) else {
+            self.trouble = Some(Trouble::Away(CallResult::Overloaded));
+            return Err(RedisError::from((ErrorKind::Client, "too much at once")));
+        };
         let asked = match &self.link.shape {
             Shape::One(node) => {
-                let asked = node.ask(command, false, self.deadline).await;
+                let asked = node.ask(command, size, false, self.deadline).await;
                 if let Err(Trouble::Moved(_)) = &asked {
                     node.note("MOVED: it is a node of a cluster, which REDIS_CLUSTER_NODES names");
                 }
                 asked
             }
-            Shape::Cluster(cluster) => cluster.ask(command, &mut self.last, self.deadline).await,
+            Shape::Cluster(cluster) => {
+                cluster.ask(command, size, &mut self.last, self.deadline).await
+            }
         };
         asked.map_err(|trouble| match trouble {
             // The library looks for a script that is not known.
@@ -217,11 +224,28 @@ impl ConnectionLike for Call<'_> {
     }
 }
 
-/// Leave to have one call under way.
-struct Permit<'l>(&'l AtomicUsize);
+fn length(argument: Arg<&[u8]>) -> usize {
+    match argument {
+        Arg::Simple(bytes) => bytes.len(),
+        _ => 0,
+    }
+}
+
+/// A part of what may be under way at once.
+struct Permit<'l> {
+    used: &'l AtomicUsize,
+    part: usize,
+}
+
+impl<'l> Permit<'l> {
+    fn get(used: &'l AtomicUsize, part: usize, limit: usize) -> Option<Self> {
+        let permit = Self { used, part };
+        (used.fetch_add(part, Relaxed) + part <= limit).then_some(permit)
+    }
+}
 
 impl Drop for Permit<'_> {
     fn drop(&mut self) {
-        self.0.fetch_sub(1, Relaxed);
+        self.used.fetch_sub(self.part, Relaxed);
     }
 }

@@ -11,6 +11,7 @@ use std::{
 use ::redis::{Cmd, RedisError, RedisResult, Value, aio::MultiplexedConnection, pipe};
 use tokio::{
     sync::{Notify, SetOnce},
+    task::AbortHandle,
     time::{Instant, timeout_at},
 };
 
@@ -26,6 +27,10 @@ use crate::telemetry::throttle::Throttle;
 /// How long an error that closed nothing is shown.
 const SHOWN: Duration = Duration::from_secs(10);
 
+/// A command, or what came in while it waited, from which on the line is busy rather than dead: over a
+/// slow network large values take longer than a call may.
+const BULK: u64 = 64 << 10;
+
 /// At most one line about the state in this many seconds, however often it changes.
 const LOG_INTERVAL: u64 = 10;
 
@@ -39,6 +44,8 @@ pub(super) struct Node {
     pub(super) breaker: Breaker,
     /// Tells the supervisor that an epoch has ended.
     pub(super) ended: Notify,
+    /// Those who read and write for the workers.
+    drivers: Mutex<Vec<AbortHandle>>,
     /// Set when it is known for the first time whether it is there.
     pub(super) settled: SetOnce<()>,
     /// Whether the supervisor has a connection.
@@ -85,6 +92,7 @@ impl Node {
             metrics,
             breaker: Breaker::new(),
             ended: Notify::new(),
+            drivers: Mutex::default(),
             settled: SetOnce::new(),
             connected: AtomicBool::new(false),
             notes: Mutex::default(),
@@ -97,14 +105,15 @@ impl Node {
         self.target.connect(&self.dialer, pushes).await
     }
 
-    /// Sends `command` and waits for its answer until `deadline`; `asking` for a key that is on its
-    /// way to this node.
+    /// Sends `command`, of `size` bytes, and waits for its answer until `deadline`; `asking` for a key
+    /// that is on its way to this node.
     ///
     /// Everything that is sent can be sent twice (a `SET`, a read, a script that checks who asks), so
     /// a connection that turns out to be dead is replaced and the command sent again, once.
     pub(super) async fn ask(
         self: &Arc<Self>,
         command: &Cmd,
+        size: usize,
         asking: bool,
         deadline: Instant,
     ) -> Result<Value, Trouble> {
@@ -116,11 +125,15 @@ impl Node {
             let Some(worker) = Worker::connected(self, deadline).await else {
                 return Err(Trouble::Away(CallResult::Unconnected));
             };
+            let heard = worker.heard();
             let sending = send(worker.connection(), command, asking);
             let error = match timeout_at(deadline, sending).await {
                 Err(_) => {
-                    worker.late();
-                    self.late(worker.epoch);
+                    let busy = size as u64 + (worker.heard() - heard) >= BULK;
+                    worker.late(busy);
+                    if !busy {
+                        self.late(worker.epoch);
+                    }
                     return Err(Trouble::Away(CallResult::Late));
                 }
                 Ok(Ok(value)) => {
@@ -189,12 +202,28 @@ impl Node {
     fn refresh(&self, epoch: u64) {
         let now = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX);
         if self.breaker.refresh(epoch, now) {
-            self.ended.notify_one();
+            self.end();
         }
     }
 
     fn opened(&self, error: &str) {
         self.away(error);
+        self.end();
+    }
+
+    /// Notes who drives a new connection of a worker.
+    pub(super) fn drives(&self, driver: AbortHandle) {
+        let mut drivers = self.drivers.lock().unwrap_or_else(PoisonError::into_inner);
+        drivers.retain(|driver| !driver.is_finished());
+        drivers.push(driver);
+    }
+
+    /// Closes the connections of an epoch that is over, with all that waits in them: calls under way
+    /// need not wait out their time.
+    fn end(&self) {
+        let mut drivers = self.drivers.lock().unwrap_or_else(PoisonError::into_inner);
+        drivers.drain(..).for_each(|driver| driver.abort());
+        drop(drivers);
         self.ended.notify_one();
     }
 

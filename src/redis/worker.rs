@@ -9,22 +9,25 @@ use std::{
     cell::RefCell,
     sync::{
         Arc, Weak,
-        atomic::{AtomicBool, AtomicU32, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed},
     },
 };
 
+use ::redis::aio::MultiplexedConnection;
 use tokio::{
     sync::watch,
     time::{Instant, timeout, timeout_at},
 };
 use tokio_util::task::AbortOnDropHandle;
 
-use super::{BUDGET, CONNECT, connect::Opened, fault::describe, node::Node};
-use ::redis::aio::MultiplexedConnection;
+use super::{BUDGET, CONNECT, fault::describe, node::Node};
 
 /// Calls in a row that a connection may leave without an answer. A server that stalls for a moment
 /// need not greet every worker anew, but a connection that a firewall has forgotten answers no more.
 const SILENT: u32 = 3;
+
+/// The same for calls that the line is too slow for. What they sent waits in line all the same.
+const BUSY: u32 = 8;
 
 thread_local! {
     /// Few: one for each server.
@@ -62,6 +65,7 @@ pub(super) struct Worker {
     /// Calls since the last answer.
     silent: AtomicU32,
     lost: AtomicBool,
+    heard: Arc<AtomicU64>,
     _driver: AbortOnDropHandle<()>,
 }
 
@@ -85,6 +89,11 @@ impl Worker {
         self.connection.clone()
     }
 
+    /// How many bytes have come in.
+    pub(super) fn heard(&self) -> u64 {
+        self.heard.load(Relaxed)
+    }
+
     /// Notes an answer, of whatever content.
     pub(super) fn answered(&self) {
         if self.silent.load(Relaxed) != 0 {
@@ -92,9 +101,9 @@ impl Worker {
         }
     }
 
-    /// Notes that there was no answer in time.
-    pub(super) fn late(&self) {
-        if self.silent.fetch_add(1, Relaxed) + 1 >= SILENT {
+    /// Notes that there was no answer in time; `busy` where that may be for the size of things.
+    pub(super) fn late(&self, busy: bool) {
+        if self.silent.fetch_add(1, Relaxed) + 1 >= if busy { BUSY } else { SILENT } {
             self.lose();
         }
     }
@@ -144,14 +153,16 @@ fn start(node: &Arc<Node>, epoch: u64, again: bool) -> Attempt {
     let node = Arc::clone(node);
     tokio::spawn(async move {
         let worker = match timeout(CONNECT, node.connect(None)).await {
-            Ok(Ok(Opened { connection, driver })) => {
+            Ok(Ok(opened)) => {
                 node.metrics.connected(again);
+                node.drives(opened.driver.abort_handle());
                 Some(Arc::new(Worker {
-                    connection,
+                    connection: opened.connection,
                     epoch,
                     silent: AtomicU32::new(0),
                     lost: AtomicBool::new(false),
-                    _driver: driver,
+                    heard: opened.heard,
+                    _driver: opened.driver,
                 }))
             }
             Ok(Err(error)) => {

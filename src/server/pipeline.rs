@@ -30,7 +30,7 @@ use super::{
     limit::{self, Verdict},
     observe::{Counted, Exchange},
     origin::{BodyGuard, ProxyOrigin},
-    snapshot::{Running, Snapshot},
+    snapshot::Snapshot,
 };
 use crate::{
     cache::{
@@ -102,7 +102,7 @@ struct Routed {
     secure: bool,
     door: Option<front_door::Connection>,
     /// Whether Redis has yet to say if it passes the limits of its route.
-    limited: bool,
+    undecided: bool,
 }
 
 impl Service<Request> for Gateway {
@@ -121,7 +121,7 @@ impl Service<Request> for Gateway {
             request.peer_addr().unwrap_or(SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0));
         let mut exchange = Exchange::begin(head, peer.ip(), connection.map(|it| it.door.begin()));
         let unrouted = Counted { metrics: self.shared.registry.unrouted(), name: None };
-        let ready = |response| Answering::Ready(Some(response));
+        let ready = |response| Answering::Ready(Some(self.shared.last_if_draining(response)));
 
         if let Some(code) = front_door::refusal(head) {
             let mut response = exchange.problem(code, None);
@@ -172,7 +172,7 @@ impl Service<Request> for Gateway {
             Some(limits) => limit::check(&self.shared, limits, head, &mut exchange),
             None => Some(Verdict::Passes),
         };
-        let limited = verdict.is_none();
+        let undecided = verdict.is_none();
         if let Some(Verdict::Refused(response)) = verdict {
             return ready(exchange.done(head, running.into(), response, CacheOutcome::None));
         }
@@ -190,8 +190,9 @@ impl Service<Request> for Gateway {
             },
             tenant: "",
         };
-        if !limited
-            && let Some(Answer { response, outcome }) = hit(&self.shared, running, &cache_request)
+        if !undecided
+            && let Some(Answer { response, outcome }) =
+                self.shared.cache.hit(&running.cache, &cache_request, Timestamp::now())
         {
             return ready(exchange.done(head, running.into(), response, outcome));
         }
@@ -206,16 +207,19 @@ impl Service<Request> for Gateway {
             peer,
             secure,
             door: connection.map(|it| it.door.clone()),
-            limited,
+            undecided,
         };
         let (shared, client) = (Arc::clone(&self.shared), Rc::clone(&self.client));
-        Answering::Later(Box::pin(answer(shared, client, request, exchange, routed)))
+        Answering::Later(Box::pin(async move {
+            let response = answer(&shared, client, request, exchange, routed).await;
+            shared.last_if_draining(response)
+        }))
     }
 }
 
 /// Everything that has to wait for somebody.
 async fn answer(
-    shared: Arc<Shared>,
+    shared: &Shared,
     client: Rc<Client>,
     mut request: Request,
     mut exchange: Exchange,
@@ -239,11 +243,12 @@ async fn answer(
         tenant: "",
     };
 
-    if let Some(limits) = running.limits.as_ref().filter(|_| routed.limited) {
-        if let Verdict::Refused(response) = limit::ask(&shared, limits, &mut exchange).await {
+    if let Some(limits) = running.limits.as_ref().filter(|_| routed.undecided) {
+        if let Verdict::Refused(response) = limit::ask(shared, limits, &mut exchange).await {
             return exchange.done(head, running.into(), response, CacheOutcome::None);
         }
-        if let Some(Answer { response, outcome }) = hit(&shared, running, &cache_request) {
+        let hit = shared.cache.hit(&running.cache, &cache_request, Timestamp::now());
+        if let Some(Answer { response, outcome }) = hit {
             return exchange.done(head, running.into(), response, outcome);
         }
     }
@@ -304,7 +309,7 @@ async fn answer(
     }
     let origin: Rc<dyn cache::origin::Origin> = Rc::new(origin);
     let resolved = shared.cache.resolve(&running.cache, &cache_request, &origin).await;
-    let (mut response, outcome) = match resolved {
+    let (response, outcome) = match resolved {
         Ok(Answer { response, outcome }) => (response, outcome),
         Err(failure) => {
             // What the client did wrong with its body explains a failed upstream request.
@@ -316,19 +321,7 @@ async fn answer(
             (response, CacheOutcome::None)
         }
     };
-    if shared.readiness.is_draining() {
-        response.head_mut().set_connection_type(ConnectionType::Close);
-    }
     exchange.done(head, running.into(), response, outcome)
-}
-
-/// A fresh response from memory, if there is one.
-fn hit(shared: &Shared, running: &Running, request: &cache::serve::Request<'_>) -> Option<Answer> {
-    let mut answer = shared.cache.hit(&running.cache, request, Timestamp::now())?;
-    if shared.readiness.is_draining() {
-        answer.response.head_mut().set_connection_type(ConnectionType::Close);
-    }
-    Some(answer)
 }
 
 /// The host the request is for: lower-case, without the scheme's own port.

@@ -131,3 +131,19 @@ async fn connections_that_are_closed_at_once_are_as_good_as_none() {
     proxy.set(Faults::default());
     up(&redis).await;
 }
+
+#[tokio::test]
+async fn large_values_on_a_slow_line_are_no_reason_to_leave_redis_alone() {
+    let (_server, proxy, redis) = behind_a_proxy().await;
+    let large = "x".repeat(4 << 20);
+    eventually("it is stored", SOON, || async { set(&redis, "large", &large).await.is_ok() }).await;
+    proxy.set(Faults { bytes_per_second: Some(20 << 20), ..Faults::default() });
+    for _ in 0..10 {
+        assert_eq!(get(&redis, "large").await, Err(Error::Away));
+        assert_eq!(set(&redis, "other", &large).await, Err(Error::Away));
+        assert!(redis.is_up());
+    }
+    proxy.set(Faults::default());
+    eventually("small ones are answered", SOON, || async { set(&redis, "k", "v").await.is_ok() })
+        .await;
+}
