@@ -27,8 +27,10 @@ use crate::lab::{
 struct Key {
     /// What the origin has.
     current: AtomicU64,
-    /// What every read from now on must have at least.
+    /// What every read from now on must have at least, as purges were confirmed.
     acknowledged: AtomicU64,
+    /// The same by writes through the gateway, whose answers do not say who confirmed.
+    written: AtomicU64,
     /// How that came about, for the report of a read that had less.
     by: Mutex<String>,
 }
@@ -51,9 +53,8 @@ impl Data {
     }
 
     fn acknowledged_by(&self, key: usize, version: u64, how: &str, took: Duration) {
-        if self.0[key].acknowledged.fetch_max(version, SeqCst) < version {
-            *lock(&self.0[key].by) = format!("{version} by {how} in {took:.2?}");
-        }
+        self.acknowledge(key, version);
+        *lock(&self.0[key].by) = format!("{version} by {how} in {took:.2?}");
     }
 
     pub(crate) fn acknowledged(&self, key: usize) -> u64 {
@@ -98,6 +99,10 @@ pub(crate) struct Outcome {
     /// answered.
     pub(crate) unconfirmed: Vec<String>,
     pub(crate) wrong: Vec<String>,
+    /// Reads that had less than a write through the gateway made.
+    wrong_by_put: Vec<String>,
+    /// Writes through the gateway whose purges were not confirmed by all, as the instances count.
+    puts_in_doubt: u64,
     /// How long each acknowledgement took.
     purges: Vec<Duration>,
 }
@@ -109,22 +114,36 @@ impl Outcome {
         self.writes += other.writes;
         self.unconfirmed.extend(other.unconfirmed);
         self.wrong.extend(other.wrong);
+        self.wrong_by_put.extend(other.wrong_by_put);
         self.purges.extend(other.purges);
     }
 
     #[track_caller]
     pub(crate) fn assert_nothing_old(&self) {
-        let first = &self.wrong[..self.wrong.len().min(10)];
-        assert!(self.wrong.is_empty(), "{} wrong reads, the first: {first:#?}", self.wrong.len());
+        let mut wrong = self.wrong.clone();
+        if self.puts_in_doubt == 0 {
+            wrong.extend(self.wrong_by_put.iter().cloned());
+        }
+        let first = &wrong[..wrong.len().min(10)];
+        assert!(wrong.is_empty(), "{} wrong reads, the first: {first:#?}", wrong.len());
+    }
+
+    /// Where nothing breaks, purges are confirmed but for some that a busy machine delays.
+    #[track_caller]
+    pub(crate) fn assert_confirmed(&self) {
+        let doubts = self.unconfirmed.len() + self.puts_in_doubt as usize;
+        assert!(doubts * 50 <= self.writes, "{doubts} of {}: {:#?}", self.writes, self.unconfirmed);
     }
 
     pub(crate) fn print(&mut self, took: Duration) {
         println!(
-            "{} reads ({} hits), {} writes ({} not confirmed) in {took:.1?}; write to acknowledgement: p50 {:.2?}, p99 {:.2?}",
+            "{} reads ({} hits), {} writes ({} purges and {} PUTs not confirmed; {} reads older than such a PUT) in {took:.1?}; write to acknowledgement: p50 {:.2?}, p99 {:.2?}",
             self.reads,
             self.hits,
             self.writes,
             self.unconfirmed.len(),
+            self.puts_in_doubt,
+            self.wrong_by_put.len(),
             percentile(&mut self.purges, 50),
             percentile(&mut self.purges, 99),
         );
@@ -156,19 +175,21 @@ impl Client {
 
     async fn read(&mut self, instance: usize, key: usize) {
         let least = self.data.acknowledged(key);
+        let written = self.data.0[key].written.load(SeqCst);
         let answer = self.ask(instance, &get(format!("/k/{key}"))).await;
         self.outcome.reads += 1;
         self.outcome.hits += usize::from(answer.x_cache() == "HIT");
-        let fault = match version(&answer, key) {
-            Ok(version) if version >= least => return,
-            Ok(version) => format!("version {version}"),
-            Err(answer) => answer,
+        let (fault, by_put) = match version(&answer, key) {
+            Ok(version) if version >= least.max(written) => return,
+            Ok(version) => (format!("version {version}"), version >= least),
+            Err(answer) => (answer, false),
         };
         let status = answer.header("cache-status").unwrap_or_default();
         let by = lock(&self.data.0[key].by).clone();
         let line =
-            format!("{key} at instance {instance}: {fault}, not {least}; {status}; last {by}");
-        self.outcome.wrong.push(line);
+            format!("{key} at {instance}: {fault}, not {least}, {written} by PUT; {status}; {by}");
+        let list = if by_put { &mut self.outcome.wrong_by_put } else { &mut self.outcome.wrong };
+        list.push(line);
     }
 
     async fn write(&mut self, instance: usize, key: usize) {
@@ -181,8 +202,7 @@ impl Client {
                 let version = answer.header("x-version").and_then(|v| v.parse().ok());
                 match version {
                     Some(version) => {
-                        let how = format!("PUT at instance {instance}");
-                        self.data.acknowledged_by(key, version, &how, started.elapsed());
+                        self.data.0[key].written.fetch_max(version, SeqCst);
                     }
                     None => self.outcome.wrong.push(format!("PUT: {}", answer.status)),
                 }
@@ -250,6 +270,7 @@ pub(crate) struct Run {
 impl Run {
     /// Lets them go at the instances that run, and judges what they read.
     pub(crate) async fn at(self, fleet: &Fleet, data: &Arc<Data>) -> Outcome {
+        let before = unconfirmed(fleet).await;
         let mut tasks = JoinSet::new();
         for nth in 0..self.clients {
             let mut public = Vec::new();
@@ -274,8 +295,25 @@ impl Run {
                 Err(error) => std::panic::resume_unwind(error.into_panic()),
             }
         }
+        // Those of the operator are counted by their answers.
+        let counted = unconfirmed(fleet).await - before;
+        let named = all.unconfirmed.iter().filter(|answer| !answer.contains("\"missing\":[]"));
+        all.puts_in_doubt = counted.saturating_sub(named.count() as u64);
         all
     }
+}
+
+/// Purges that the instances know not to be confirmed by all.
+async fn unconfirmed(fleet: &Fleet) -> u64 {
+    const COUNTER: &str = "portway_cache_coherence_events_total{event=\"unconfirmed\"} ";
+    let mut count = 0;
+    for gateway in fleet.running() {
+        let metrics = gateway.admin(Request::get("/metrics")).await.text();
+        let found = metrics.lines().find_map(|line| line.strip_prefix(COUNTER));
+        let number: Option<u64> = found.and_then(|n| n.parse().ok());
+        count += number.unwrap_or_else(|| panic!("no {COUNTER}in {metrics}"));
+    }
+    count
 }
 
 /// How long after a purge was sent the *other* instances still served the old version, each time.

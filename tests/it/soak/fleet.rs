@@ -30,9 +30,8 @@ async fn a_hundred_thousand_interleavings_return_nothing_old() {
         history::Run { keys: KEYS, clients: CLIENTS, operations: 100_000, puts: true, seed: 100 };
     let mut outcome = run.at(&fleet, &data).await;
     outcome.print(started.elapsed());
-    println!("not confirmed: {:#?}", outcome.unconfirmed);
     outcome.assert_nothing_old();
-    assert!(outcome.unconfirmed.is_empty(), "{:#?}", outcome.unconfirmed);
+    outcome.assert_confirmed();
     origin.assert_strict();
 }
 
@@ -161,7 +160,7 @@ async fn ten_thousand_requests_notice_nothing_of_slots_that_move() {
     let fleet = over_a_cluster(&origin, &cluster).await;
     let fault = async || {
         // Slots that are in use, what the instances agree on among them.
-        for key in cluster.keys().await.into_iter().take(40) {
+        for key in cluster.keys().await.into_iter().take(150) {
             let slot = cluster.slot_of(&key).await;
             let owner = cluster.owner(slot).await;
             cluster.move_slot(slot, (owner + 1) % 3).await;
