@@ -102,7 +102,7 @@ struct Routed {
     secure: bool,
     door: Option<front_door::Connection>,
     /// Whether Redis has yet to say if it passes the limits of its route.
-    limited: bool,
+    undecided: bool,
 }
 
 impl Service<Request> for Gateway {
@@ -172,7 +172,7 @@ impl Service<Request> for Gateway {
             Some(limits) => limit::check(&self.shared, limits, head, &mut exchange),
             None => Some(Verdict::Passes),
         };
-        let limited = verdict.is_none();
+        let undecided = verdict.is_none();
         if let Some(Verdict::Refused(response)) = verdict {
             return ready(exchange.done(head, running.into(), response, CacheOutcome::None));
         }
@@ -190,7 +190,7 @@ impl Service<Request> for Gateway {
             },
             tenant: "",
         };
-        if !limited
+        if !undecided
             && let Some(Answer { response, outcome }) = hit(&self.shared, running, &cache_request)
         {
             return ready(exchange.done(head, running.into(), response, outcome));
@@ -206,7 +206,7 @@ impl Service<Request> for Gateway {
             peer,
             secure,
             door: connection.map(|it| it.door.clone()),
-            limited,
+            undecided,
         };
         let (shared, client) = (Arc::clone(&self.shared), Rc::clone(&self.client));
         Answering::Later(Box::pin(answer(shared, client, request, exchange, routed)))
@@ -239,7 +239,7 @@ async fn answer(
         tenant: "",
     };
 
-    if let Some(limits) = running.limits.as_ref().filter(|_| routed.limited) {
+    if let Some(limits) = running.limits.as_ref().filter(|_| routed.undecided) {
         if let Verdict::Refused(response) = limit::ask(&shared, limits, &mut exchange).await {
             return exchange.done(head, running.into(), response, CacheOutcome::None);
         }

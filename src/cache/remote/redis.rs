@@ -160,9 +160,7 @@ impl Remote for RedisRemote {
         Box::pin(async move {
             let renew = &self.scripts.renew;
             let lease = self.lease(name);
-            self.redis
-                .script(renew.key(lease).arg(token).arg(millis(LEASE)).arg(&self.inboxes))
-                .await
+            self.redis.script(renew.key(lease).arg(token).arg(millis(LEASE))).await
         })
     }
 
