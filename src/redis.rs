@@ -18,6 +18,7 @@ pub mod lease;
 mod link;
 mod metrics;
 mod node;
+mod notice;
 mod slot;
 mod subscription;
 mod supervisor;

@@ -50,7 +50,7 @@ const MAX_PENDING: usize = 1024;
 /// What a purge came to.
 #[derive(Debug, Clone)]
 pub struct Purged {
-    /// Its generation.
+    /// Its generation in the log; not in the log, the one it comes after.
     pub number: u64,
     /// Instances that have applied it, this one among them.
     pub confirmed: usize,
@@ -216,7 +216,7 @@ impl Coherence {
                 self.stats.unconfirmed.add(1);
                 self.defer(record);
                 let missing = self.members().into_iter().filter(|it| **it != *from).collect();
-                Purged { number: local, confirmed: 1, missing, recorded: false }
+                Purged { number: known, confirmed: 1, missing, recorded: false }
             }
         }
     }

@@ -23,6 +23,7 @@ use super::{
     fault::describe,
     metrics::{CallResult, Metrics},
     node::{Node, Trouble},
+    notice::Notice,
     slot::{self, SLOTS},
     supervisor::supervise,
 };
@@ -52,6 +53,7 @@ pub(super) struct Cluster {
     pub(super) settled: SetOnce<()>,
     /// Why the map could not be read last time.
     error: Mutex<Option<String>>,
+    notice: Notice,
 }
 
 /// Who has which slot.
@@ -87,6 +89,7 @@ impl Cluster {
             outdated: Notify::new(),
             settled: SetOnce::new(),
             error: Mutex::default(),
+            notice: Notice::new(),
         }
     }
 
@@ -174,7 +177,7 @@ impl Cluster {
             }
             let _ = self.settled.set(());
             let well = error.is_none() && nodes.iter().all(|node| node.breaker.is_closed());
-            self.log(error);
+            self.note(error);
             sleep(BREATH).await;
             tokio::select! {
                 () = sleep(if well { CALM } else { WORRIED }) => {}
@@ -183,16 +186,21 @@ impl Cluster {
         }
     }
 
-    /// Notes how reading the map went; a cluster that comes or goes is worth a line.
-    fn log(&self, error: Option<String>) {
-        let mut noted = self.error.lock().unwrap_or_else(PoisonError::into_inner);
-        if *noted != error {
-            match &error {
-                Some(error) => tracing::warn!(error, "Redis Cluster is not whole: {error}"),
-                None => tracing::info!("Redis Cluster is whole"),
+    /// Notes how reading the map went.
+    fn note(&self, error: Option<String>) {
+        match &error {
+            Some(error) => {
+                if let Some(left_out) = self.notice.away() {
+                    tracing::warn!(error, left_out, "Redis Cluster is not whole: {error}");
+                }
             }
-            *noted = error;
+            None => {
+                if self.notice.back() {
+                    tracing::info!("Redis Cluster is whole");
+                }
+            }
         }
+        *self.error.lock().unwrap_or_else(PoisonError::into_inner) = error;
     }
 
     /// The first that `attempt` succeeds with: masters that are up, other masters, seeds.

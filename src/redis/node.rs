@@ -20,9 +20,9 @@ use super::{
     connect::{Dialer, Opened, Pushes, Target},
     fault::{Fault, describe},
     metrics::{CallResult, Metrics},
+    notice::Notice,
     worker::Worker,
 };
-use crate::telemetry::throttle::Throttle;
 
 /// How long an error that closed nothing is shown.
 const SHOWN: Duration = Duration::from_secs(10);
@@ -30,9 +30,6 @@ const SHOWN: Duration = Duration::from_secs(10);
 /// A command, or what came in while it waited, from which on the line is busy rather than dead: over a
 /// slow network large values take longer than a call may.
 const BULK: u64 = 64 << 10;
-
-/// At most one line about the state in this many seconds, however often it changes.
-const LOG_INTERVAL: u64 = 10;
 
 /// A server, or whichever is the master.
 pub(super) struct Node {
@@ -52,7 +49,7 @@ pub(super) struct Node {
     pub(super) connected: AtomicBool,
     notes: Mutex<Notes>,
     started: Instant,
-    log: Throttle,
+    notice: Notice,
 }
 
 #[derive(Default)]
@@ -60,8 +57,6 @@ struct Notes {
     latency: Option<Duration>,
     /// What went wrong last, and when.
     error: Option<(String, Instant)>,
-    /// Whether the log says that it is away.
-    logged_away: bool,
     ever_up: bool,
 }
 
@@ -97,7 +92,7 @@ impl Node {
             connected: AtomicBool::new(false),
             notes: Mutex::default(),
             started: Instant::now(),
-            log: Throttle::new(1),
+            notice: Notice::new(),
         }
     }
 
@@ -231,13 +226,8 @@ impl Node {
     pub(super) fn away(&self, error: &str) {
         self.note(error);
         let _ = self.settled.set(());
-        let mut notes = self.notes();
-        notes.latency = None;
-        if !notes.logged_away
-            && let Some(left_out) = self.log.admit(self.started.elapsed().as_secs() / LOG_INTERVAL)
-        {
-            notes.logged_away = true;
-            drop(notes);
+        self.notes().latency = None;
+        if let Some(left_out) = self.notice.away() {
             tracing::warn!(node = self.name, error, left_out, "Redis is away: {error}");
         }
     }
@@ -251,10 +241,9 @@ impl Node {
         notes.latency = Some(latency);
         if closed {
             notes.error = None;
-            let logged_away = std::mem::take(&mut notes.logged_away);
             let first = !std::mem::replace(&mut notes.ever_up, true);
             drop(notes);
-            if first || logged_away {
+            if self.notice.back() || first {
                 let latency_ms = latency.as_secs_f64() * 1000.0;
                 tracing::info!(node = self.name, latency_ms, "Redis is connected");
             }
