@@ -8,6 +8,8 @@ use std::{
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
+use actix_http::header::HeaderValue;
+
 /// Milliseconds since the Unix epoch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct Timestamp(pub u64);
@@ -32,6 +34,13 @@ impl Timestamp {
     /// How long ago `earlier` was; zero when it lies ahead.
     pub fn since(self, earlier: Self) -> Duration {
         Duration::from_millis(self.0.saturating_sub(earlier.0))
+    }
+
+    /// As header fields tell it (RFC 9110 section 5.6.7).
+    pub fn to_http_date(self) -> HeaderValue {
+        let text = httpdate::fmt_http_date(UNIX_EPOCH + Duration::from_millis(self.0));
+        // Letters, digits, spaces, commas and colons.
+        HeaderValue::try_from(text).unwrap_or_else(|_| HeaderValue::from_static(""))
     }
 
     /// Whole seconds since the Unix epoch.

@@ -31,7 +31,7 @@ use tokio::sync::{Notify, broadcast, oneshot, watch};
 
 use self::{
     confirm::Confirmations,
-    position::{Position, Step},
+    position::{LEASE, Position, Step},
     record::Record,
 };
 use super::{
@@ -43,6 +43,9 @@ use super::{
 
 /// How often an instance says that it lives.
 const BEAT: Duration = Duration::from_secs(1);
+
+/// How soon a call is made again that failed.
+const AGAIN: Duration = Duration::from_millis(50);
 
 /// Purges that wait for the store to come back. More become one purge of everything.
 const MAX_PENDING: usize = 1024;
@@ -73,6 +76,8 @@ pub struct Coherence {
     position: Mutex<Position>,
     confirmations: Confirmations,
     members: Mutex<Vec<Arc<str>>>,
+    /// Members of a store that has forgotten them, and until when they have to be reckoned with.
+    forgotten: Mutex<Option<(Vec<Arc<str>>, Timestamp)>>,
     /// Purges the store did not take yet.
     pending: Mutex<Vec<Record>>,
     /// Who wants to hear how far this instance is.
@@ -102,6 +107,7 @@ impl Coherence {
             position: Mutex::default(),
             confirmations: Confirmations::default(),
             members: Mutex::default(),
+            forgotten: Mutex::default(),
             pending: Mutex::default(),
             asking: Mutex::default(),
             landings: Mutex::default(),
@@ -189,10 +195,8 @@ impl Coherence {
         let record = Record { from: from.to_owned(), mode, selectors: selectors.to_vec() };
         let known = position::in_log(local);
         let deadline = tokio::time::Instant::now() + patience;
-        match self.remote.record(known, &record.to_bytes()).await {
+        match self.record(known, &record, deadline).await {
             Ok(recorded) => {
-                let others: Vec<_> =
-                    recorded.members.iter().filter(|it| ***it != *from).cloned().collect();
                 let Recorded { generation, previous, .. } = recorded;
                 if self.announced(generation, previous, &record) == Step::Missed {
                     self.work.notify_one();
@@ -200,6 +204,11 @@ impl Coherence {
                     let applied = self.wait_for(generation);
                     let _ = tokio::time::timeout_at(deadline, applied).await;
                 }
+                let mut others = recorded.members;
+                others.extend(self.forgotten());
+                others.sort_unstable();
+                others.dedup();
+                others.retain(|it| **it != *from);
                 let rest = deadline.saturating_duration_since(tokio::time::Instant::now());
                 let missing = self.confirmations.wait(&others, recorded.generation, rest).await;
                 if !missing.is_empty() {
@@ -218,6 +227,35 @@ impl Coherence {
                 let missing = self.members().into_iter().filter(|it| **it != *from).collect();
                 Purged { number: known, confirmed: 1, missing, recorded: false }
             }
+        }
+    }
+
+    /// Writes into the log. A call that came late is made again: the store takes the same purge twice
+    /// without harm, and who had to wait for the next beat would answer with an older purge in force.
+    async fn record(
+        &self,
+        known: u64,
+        record: &Record,
+        deadline: tokio::time::Instant,
+    ) -> Result<Recorded, Error> {
+        let bytes = record.to_bytes();
+        loop {
+            let recorded = self.remote.record(known, &bytes).await;
+            let late = matches!(recorded, Err(Error::Away)) && self.remote.is_up();
+            if !late || tokio::time::Instant::now() >= deadline {
+                return recorded;
+            }
+            tokio::time::sleep(AGAIN).await;
+        }
+    }
+
+    /// Instances that took part before the store forgot everything, as long as they may not have
+    /// noticed.
+    fn forgotten(&self) -> Vec<Arc<str>> {
+        let forgotten = lock(&self.forgotten);
+        match &*forgotten {
+            Some((instances, until)) if Timestamp::now() < *until => instances.clone(),
+            _ => Vec::new(),
         }
     }
 
@@ -309,7 +347,10 @@ impl Coherence {
         let noted = position::in_ledger(generation);
         self.ledger.apply(noted, &record.selectors, record.mode);
         self.stats.applied.add(1);
-        if !record.from.is_empty() && record.from != self.remote.instance() {
+        if record.from.is_empty() {
+            // The log was begun anew: so was the list of who takes part.
+            *lock(&self.forgotten) = Some((self.members(), Timestamp::now().after(LEASE)));
+        } else if record.from != self.remote.instance() {
             lock(&self.asking).insert(record.from.as_str().into(), generation);
             self.work.notify_one();
         }
@@ -341,11 +382,14 @@ impl Coherence {
             }
             self.confirm().await;
             if tokio::time::Instant::now() >= next_beat {
-                next_beat = tokio::time::Instant::now() + BEAT;
                 number += 1;
-                if self.beat(number).await.is_ok() {
+                let began = tokio::time::Instant::now();
+                let heard = self.beat(number).await.is_ok();
+                if heard {
                     self.flush().await;
                 }
+                // Unheard, soon again: others may be waiting for what is pending here.
+                next_beat = began + if heard { BEAT } else { 2 * AGAIN };
             }
         }
     }

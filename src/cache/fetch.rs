@@ -5,7 +5,7 @@ use std::{rc::Rc, sync::Arc, time::Duration};
 use actix_http::{
     Method, Response, StatusCode,
     body::BoxBody,
-    header::{HeaderMap, HeaderName},
+    header::{DATE, HeaderMap, HeaderName},
 };
 use tokio::sync::mpsc;
 
@@ -204,13 +204,17 @@ impl Fetch {
     fn received(
         mut self,
         request: &Request<'_>,
-        response: origin::Response,
+        mut response: origin::Response,
         requested_at: Timestamp,
         filled_at: u64,
         origin: &Rc<dyn Origin>,
     ) -> Answer {
         self.route.stats.misses.add(1);
         let received_at = Timestamp::now();
+        if !response.headers.contains_key(DATE) {
+            // When it came, and not when it is sent once more (RFC 9110 section 6.6.1).
+            response.headers.insert(DATE, received_at.to_http_date());
+        }
         let reason = self.reason(received_at);
         let handling = Handling::forwarded(CacheOutcome::Miss, reason);
         let decision = policy::decide(

@@ -12,13 +12,16 @@ use std::{
     time::Duration,
 };
 
-use futures_util::{StreamExt as _, stream};
+use futures_util::{StreamExt as _, future::ready, stream};
 use tokio::sync::mpsc;
 
 use crate::cache::remote::{Name, Outcome, Remote, redis::LEASE};
 
 /// Renewals and releases that are sent side by side.
 const AT_ONCE: usize = 64;
+
+/// Releases kept to be tried once more.
+const MAX_AGAIN: usize = 1024;
 
 /// The leases this instance holds.
 pub struct Leases {
@@ -62,20 +65,28 @@ impl Leases {
         let remote = &self.remote;
         let mut renewal = tokio::time::interval(LEASE / 4);
         let mut batch = Vec::with_capacity(AT_ONCE);
+        // What the store did not take, to be tried once more; after that it runs out.
+        let mut again = Vec::new();
+        let release = |ended: Vec<Ended>| {
+            let released = stream::iter(ended).map(|(name, token, outcome)| async move {
+                let failed = remote.release(&name, &token, outcome).await.is_err();
+                failed.then_some((name, token, outcome))
+            });
+            released.buffer_unordered(AT_ONCE).filter_map(ready).collect::<Vec<Ended>>()
+        };
         loop {
             tokio::select! {
                 count = inbox.0.recv_many(&mut batch, AT_ONCE) => {
                     if count == 0 {
                         return;
                     }
-                    stream::iter(batch.drain(..))
-                        .for_each_concurrent(AT_ONCE, |(name, token, outcome)| async move {
-                            // Unreleased, it runs out.
-                            let _ = remote.release(&name, &token, outcome).await;
-                        })
-                        .await;
+                    again.extend(release(std::mem::take(&mut batch)).await);
+                    again.truncate(MAX_AGAIN);
                 }
-                _ = renewal.tick() => self.renew().await,
+                _ = renewal.tick() => {
+                    release(std::mem::take(&mut again)).await;
+                    self.renew().await;
+                }
             }
         }
     }
