@@ -168,7 +168,7 @@ impl Cache {
 
     fn adopt(&self, key: &Key, found: Entry, now: Timestamp) {
         found.set_verified(now);
-        self.ledger.see(&found);
+        self.ledger.see(found.filled_at);
         self.l1.insert(key.borrow(), Slot::Entry(Arc::new(found)));
     }
 }
