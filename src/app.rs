@@ -26,6 +26,7 @@ use crate::{
         remote::redis::RedisRemote,
     },
     config::{CacheConfig, Config, TlsFiles},
+    limits::Limits,
     proxy::{self, UpstreamStatus},
     redis::Redis,
     routes::{self, Action, RouteTable},
@@ -73,6 +74,7 @@ impl App {
         let cache = cache(&config.cache, redis.as_ref(), &mut background);
         let shared = Arc::new(Shared {
             cache: Arc::clone(&cache),
+            limits: Limits::new(redis.clone()),
             redis,
             snapshot: ArcSwap::from_pointee(snapshot),
             trusted_proxies: config.server.trusted_proxies.clone(),
@@ -213,6 +215,9 @@ impl App {
         if drained.is_err() {
             tracing::warn!("requests outlived the grace period of {:?}", self.grace);
             public.stop(false).await;
+        }
+        if let Some(l2) = self.shared.cache.l2() {
+            l2.coherence.leave().await;
         }
         admin.stop(true).await;
         admin_task.abort();

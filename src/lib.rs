@@ -8,6 +8,7 @@ pub mod app;
 pub mod cache;
 pub mod config;
 pub mod demo;
+pub mod limits;
 pub mod problem;
 pub mod proxy;
 pub mod redis;

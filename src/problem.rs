@@ -34,6 +34,8 @@ pub enum Code {
     MethodNotImplemented,
     /// The HTTP version is not one the gateway speaks.
     VersionNotSupported,
+    /// A limit of the route is used up.
+    RateLimited,
     /// `only-if-cached` was asked and nothing usable is stored.
     NotCached,
     /// The upstream could not be reached, or broke off before it answered.
@@ -71,6 +73,7 @@ impl Code {
             Self::TargetTooLong => StatusCode::URI_TOO_LONG,
             Self::HeadersTooLarge => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
             Self::ExpectationFailed => StatusCode::EXPECTATION_FAILED,
+            Self::RateLimited => StatusCode::TOO_MANY_REQUESTS,
             Self::MethodNotImplemented => StatusCode::NOT_IMPLEMENTED,
             Self::VersionNotSupported => StatusCode::HTTP_VERSION_NOT_SUPPORTED,
             Self::UpstreamUnreachable | Self::UpstreamInvalid => StatusCode::BAD_GATEWAY,
@@ -95,6 +98,7 @@ impl Code {
             Self::MethodNotAllowed => "method_not_allowed",
             Self::MethodNotImplemented => "method_not_implemented",
             Self::VersionNotSupported => "version_not_supported",
+            Self::RateLimited => "rate_limited",
             Self::NotCached => "not_cached",
             Self::UpstreamUnreachable => "upstream_unreachable",
             Self::UpstreamInvalid => "upstream_invalid",
@@ -122,6 +126,7 @@ impl Code {
             Self::MethodNotAllowed => "The method is not allowed here",
             Self::MethodNotImplemented => "The method is not supported",
             Self::VersionNotSupported => "The HTTP version is not supported",
+            Self::RateLimited => "Too many requests",
             Self::NotCached => "Nothing usable is cached",
             Self::UpstreamUnreachable => "The upstream cannot be reached",
             Self::UpstreamInvalid => "The upstream sent an invalid response",

@@ -32,7 +32,7 @@ pub use body::InboundBody;
 pub use breaker::BreakerState;
 pub use client::{Client, Inbound, Outbound, OutboundBody};
 pub use error::UpstreamError;
-pub use peer::Peer;
+pub use peer::{Peer, client_ip};
 pub use tls::client_config;
 pub use upgrade::{Upgraded, is_websocket, tunnel};
 pub use upstream::{TargetStatus, UpstreamState, UpstreamStatus, Upstreams};

@@ -10,11 +10,16 @@
 
 mod backoff;
 mod breaker;
+mod cluster;
 mod connect;
 mod fault;
+mod heard;
 pub mod lease;
 mod link;
 mod metrics;
+mod node;
+mod notice;
+mod slot;
 mod subscription;
 mod supervisor;
 mod tls;
@@ -31,10 +36,7 @@ pub use ::redis::{
 };
 use tokio_util::task::AbortOnDropHandle;
 
-use self::{
-    connect::Connector,
-    link::{Link, Request},
-};
+use self::link::{Link, Request};
 pub use self::{fault::Error, subscription::Listener};
 use crate::{
     config::RedisConfig,
@@ -59,11 +61,13 @@ pub struct Redis {
 /// How the link is doing.
 #[derive(Debug, Clone)]
 pub struct Health {
-    /// Whether calls are let through.
+    /// Whether all of it is there: with a cluster, every node that has keys.
     pub up: bool,
+    /// Which part of the servers is there, from 0 to 1.
+    pub part: f64,
     /// Whether there is a connection; one to a server that hangs is of no use.
     pub connected: bool,
-    /// How long the last `PING` took.
+    /// How long the last `PING` took; with a cluster, the slowest.
     pub latency: Option<Duration>,
     /// What is wrong, or was in the last seconds. Neither addresses nor secrets.
     pub error: Option<String>,
@@ -74,19 +78,18 @@ pub struct Health {
 impl Redis {
     /// Begins to connect, in the background and for ever. Needs a running runtime.
     pub fn start(config: &RedisConfig) -> Arc<Self> {
-        let link = Arc::new(Link::new(Connector::new(config)));
-        let supervisor = tokio::spawn(supervisor::supervise(Arc::clone(&link)));
+        let (link, supervisor) = Link::start(config);
         Arc::new(Self {
-            link,
+            link: Arc::new(link),
             instance: format!("{:016x}", random::next()),
             namespace: config.namespace.clone(),
-            tasks: Mutex::new(vec![AbortOnDropHandle::new(supervisor)]),
+            tasks: Mutex::new(vec![supervisor]),
         })
     }
 
     /// Waits until the first attempt to connect has ended, well or not: about half a second at most.
     pub async fn settled(&self) {
-        self.link.settled.wait().await;
+        self.link.settled().await;
     }
 
     /// This instance among the instances: 16 hexadecimal digits, others at each start.
@@ -99,9 +102,9 @@ impl Redis {
         &self.namespace
     }
 
-    /// Whether calls are let through.
+    /// Whether calls are let through: with a cluster, to some node.
     pub fn is_up(&self) -> bool {
-        self.link.breaker.is_closed()
+        self.link.is_up()
     }
 
     /// Sends one command and waits for its answer, at most [`BUDGET`]. It must be one that may be
@@ -141,8 +144,8 @@ impl Redis {
 
     /// Writes the families of metrics of this link.
     pub fn collect(&self, out: &mut Exposition) {
-        out.gauge("portway_redis_up", "1 where calls to Redis are let through")
-            .sample(&[], u8::from(self.is_up()));
+        out.gauge("portway_redis_up", "1 where Redis answers; of a cluster the part that does")
+            .sample(&[], self.link.health().part);
         self.link.metrics.collect(out);
     }
 }

@@ -10,6 +10,7 @@ mod check;
 mod fields;
 mod headers;
 mod keys;
+mod limit;
 mod matcher;
 pub mod model;
 pub mod path;
@@ -91,6 +92,7 @@ impl RouteTable {
             request: HeaderRules::default(),
             response: HeaderRules::default(),
             max_body: build::DEFAULT_MAX_BODY,
+            limits: Vec::new(),
             cache: None,
             invalidates: Vec::new(),
         };

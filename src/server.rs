@@ -5,6 +5,7 @@
 
 pub mod front_door;
 mod health;
+mod limit;
 pub mod listen;
 pub mod metrics;
 mod observe;
@@ -16,17 +17,19 @@ pub mod warm;
 
 use std::sync::Arc;
 
+use actix_http::{ConnectionType, Response, StatusCode, body::BoxBody};
 use arc_swap::ArcSwap;
 use ipnet::IpNet;
 use tokio_util::sync::CancellationToken;
 
 pub use self::health::Readiness;
 use self::snapshot::Snapshot;
-use crate::{cache::Cache, redis::Redis, telemetry::metrics::Registry};
+use crate::{cache::Cache, limits::Limits, redis::Redis, telemetry::metrics::Registry};
 
 /// What the workers of one process share.
 pub struct Shared {
     pub cache: Arc<Cache>,
+    pub limits: Limits,
     /// None: this instance shares nothing with others.
     pub redis: Option<Arc<Redis>>,
     pub snapshot: ArcSwap<Snapshot>,
@@ -36,4 +39,14 @@ pub struct Shared {
     pub readiness: Readiness,
     /// Cancelled when the process stops: connections end after their current request.
     pub draining: CancellationToken,
+}
+
+impl Shared {
+    /// While the process stops, every response announces that it is the last of its connection.
+    fn last_if_draining(&self, mut response: Response<BoxBody>) -> Response<BoxBody> {
+        if self.readiness.is_draining() && response.status() != StatusCode::SWITCHING_PROTOCOLS {
+            response.head_mut().set_connection_type(ConnectionType::Close);
+        }
+        response
+    }
 }

@@ -12,7 +12,10 @@ use url::Url;
 
 use super::{Context, bad_request};
 use crate::{
-    cache::purge::{Mode, Selector},
+    cache::{
+        clock::Timestamp,
+        purge::{Mode, Selector},
+    },
     routes::path,
 };
 
@@ -152,8 +155,19 @@ pub(super) async fn stats(context: Data<Context>) -> HttpResponse {
         .into_iter()
         .map(|route| (route.name, serde_json::to_value(route.cache).unwrap_or_default()))
         .collect();
+    let l2 = context.cache.l2().map(|l2| {
+        json!({
+            "usable": l2.is_usable(Timestamp::now()),
+            "instance": l2.coherence.instance(),
+            "instances": l2.coherence.members(),
+            "counts": l2.stats.snapshot(),
+            "coherence": l2.coherence.stats.snapshot(),
+            "pending_purges": l2.coherence.pending(),
+        })
+    });
     HttpResponse::Ok().json(json!({
         "l1": context.cache.usage(),
+        "l2": l2,
         "remembered_purges": context.cache.remembered_purges(),
         "routes": routes,
     }))

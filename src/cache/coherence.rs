@@ -38,6 +38,7 @@ use super::{
     clock::Timestamp,
     purge::{Ledger, Mode, Selector},
     remote::{Error, Event, Outcome, Recorded, Remote},
+    stats::CoherenceStats,
 };
 
 /// How often an instance says that it lives.
@@ -57,17 +58,6 @@ pub struct Purged {
     pub missing: Vec<Arc<str>>,
     /// Whether it is in the log: otherwise the store is away and only this instance knows of it yet.
     pub recorded: bool,
-}
-
-/// Counters for the operator.
-#[derive(Debug, Default)]
-pub struct Counts {
-    /// Purges applied that other instances or this one recorded.
-    pub applied: AtomicU64,
-    /// Times the log was read because messages were missed.
-    pub gaps: AtomicU64,
-    /// Purges that somebody did not confirm in time.
-    pub unconfirmed: AtomicU64,
 }
 
 /// This instance's part in the protocol.
@@ -94,7 +84,7 @@ pub struct Coherence {
     beat_now: AtomicU64,
     position_changed: watch::Sender<()>,
     purges: broadcast::Sender<Arc<Record>>,
-    pub counts: Counts,
+    pub stats: CoherenceStats,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -119,7 +109,7 @@ impl Coherence {
             beat_now: AtomicU64::new(0),
             position_changed: watch::Sender::new(()),
             purges: broadcast::Sender::new(256),
-            counts: Counts::default(),
+            stats: CoherenceStats::default(),
         })
     }
 
@@ -149,6 +139,13 @@ impl Coherence {
     /// This instance's clock minus the store's, in milliseconds.
     pub fn skew(&self) -> i64 {
         self.skew.load(Ordering::Relaxed)
+    }
+
+    /// Takes leave: nobody waits for this instance's confirmation any more. To be called when it
+    /// serves nothing any more.
+    pub async fn leave(&self) {
+        // Unheard, the others wait once in vain.
+        let _ = self.remote.leave().await;
     }
 
     /// The instances that took part lately.
@@ -206,7 +203,7 @@ impl Coherence {
                 let rest = deadline.saturating_duration_since(tokio::time::Instant::now());
                 let missing = self.confirmations.wait(&others, recorded.generation, rest).await;
                 if !missing.is_empty() {
-                    self.counts.unconfirmed.fetch_add(1, Ordering::Relaxed);
+                    self.stats.unconfirmed.add(1);
                 }
                 Purged {
                     number: recorded.generation,
@@ -216,7 +213,7 @@ impl Coherence {
                 }
             }
             Err(_) => {
-                self.counts.unconfirmed.fetch_add(1, Ordering::Relaxed);
+                self.stats.unconfirmed.add(1);
                 self.defer(record);
                 let missing = self.members().into_iter().filter(|it| **it != *from).collect();
                 Purged { number: local, confirmed: 1, missing, recorded: false }
@@ -292,7 +289,7 @@ impl Coherence {
     }
 
     fn note_gap(&self) {
-        self.counts.gaps.fetch_add(1, Ordering::Relaxed);
+        self.stats.gaps.add(1);
         self.work.notify_one();
     }
 
@@ -311,7 +308,7 @@ impl Coherence {
     fn apply(&self, generation: u64, record: Record) {
         let noted = position::in_ledger(generation);
         self.ledger.apply(noted, &record.selectors, record.mode);
-        self.counts.applied.fetch_add(1, Ordering::Relaxed);
+        self.stats.applied.add(1);
         if !record.from.is_empty() && record.from != self.remote.instance() {
             lock(&self.asking).insert(record.from.as_str().into(), generation);
             self.work.notify_one();

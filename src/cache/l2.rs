@@ -18,13 +18,7 @@ pub mod lease;
 mod store;
 mod turn;
 
-use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
-    time::Duration,
-};
+use std::sync::Arc;
 
 use tokio::sync::Semaphore;
 
@@ -34,7 +28,7 @@ pub use self::{
     store::Stored,
     turn::Turn,
 };
-use super::{clock::Timestamp, coherence::Coherence, remote::Remote};
+use super::{clock::Timestamp, coherence::Coherence, remote::Remote, stats::L2Stats};
 
 /// Bytes on their way to the store at a time; what comes on top of that is not stored there.
 const MAX_IN_FLIGHT: usize = 64 << 20;
@@ -46,37 +40,7 @@ pub struct L2 {
     pub(super) leases: Arc<Leases>,
     /// Permits are bytes.
     in_flight: Arc<Semaphore>,
-    pub counts: Counts,
-}
-
-/// Counters for the operator.
-#[derive(Debug, Default)]
-pub struct Counts {
-    pub hits: AtomicU64,
-    pub misses: AtomicU64,
-    /// Look-ups and stores that failed.
-    pub errors: AtomicU64,
-    pub stored: AtomicU64,
-    /// Bytes put, as they are kept there.
-    pub stored_bytes: AtomicU64,
-    /// Responses not put because too much was on its way already.
-    pub shed: AtomicU64,
-    /// Requests that found another instance fetching.
-    pub awaited: AtomicU64,
-    /// Microseconds that look-ups took, all together.
-    pub lookup_micros: AtomicU64,
-    pub lookups: AtomicU64,
-}
-
-impl Counts {
-    fn add(counter: &AtomicU64, n: u64) {
-        counter.fetch_add(n, Ordering::Relaxed);
-    }
-
-    fn took(&self, duration: Duration) {
-        Self::add(&self.lookups, 1);
-        Self::add(&self.lookup_micros, duration.as_micros() as u64);
-    }
+    pub stats: L2Stats,
 }
 
 impl L2 {
@@ -84,7 +48,7 @@ impl L2 {
     pub fn new(remote: Arc<dyn Remote>, coherence: Arc<Coherence>) -> (Self, Inbox) {
         let (leases, inbox) = Leases::new(Arc::clone(&remote));
         let in_flight = Arc::new(Semaphore::new(MAX_IN_FLIGHT));
-        (Self { remote, coherence, leases, in_flight, counts: Counts::default() }, inbox)
+        (Self { remote, coherence, leases, in_flight, stats: L2Stats::default() }, inbox)
     }
 
     /// Whether it makes sense to ask.
@@ -95,6 +59,6 @@ impl L2 {
 
 impl std::fmt::Debug for L2 {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("L2").field("counts", &self.counts).finish_non_exhaustive()
+        f.debug_struct("L2").field("stats", &self.stats).finish_non_exhaustive()
     }
 }

@@ -163,6 +163,9 @@ pub trait Remote: Store + Send + Sync {
     /// Then everything is purged, in the log.
     fn beat(&self, number: u64, applied: u64) -> Reply<'_, Beat>;
 
+    /// Says that this instance goes.
+    fn leave(&self) -> Reply<'_, ()>;
+
     /// The records after `applied`; the same check as in [`Remote::beat`].
     fn history(&self, applied: u64) -> Reply<'_, History>;
 

@@ -1,4 +1,4 @@
-//! What the cache did for each route, in numbers.
+//! What the cache did, in numbers: for each route, in the second tier, and for coherence.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -19,22 +19,22 @@ impl Count {
 }
 
 macro_rules! counts {
-    ($($(#[$doc:meta])* $name:ident),+ $(,)?) => {
-        /// Counts of one route since the process started.
+    ($(#[$about:meta])* $counts:ident, $snapshot:ident: $($(#[$doc:meta])* $name:ident),+ $(,)?) => {
+        $(#[$about])*
         #[derive(Debug, Default)]
-        pub struct RouteStats { $($(#[$doc])* pub $name: Count),+ }
+        pub struct $counts { $($(#[$doc])* pub $name: Count),+ }
 
-        /// [`RouteStats`] at one moment.
+        /// The counts at one moment.
         #[derive(Debug, Clone, Serialize)]
-        pub struct Snapshot { $($(#[$doc])* pub $name: u64),+ }
+        pub struct $snapshot { $($(#[$doc])* pub $name: u64),+ }
 
-        impl RouteStats {
-            pub fn snapshot(&self) -> Snapshot {
-                Snapshot { $($name: self.$name.get()),+ }
+        impl $counts {
+            pub fn snapshot(&self) -> $snapshot {
+                $snapshot { $($name: self.$name.get()),+ }
             }
         }
 
-        impl Snapshot {
+        impl $snapshot {
             /// Every count with its name, for metrics.
             pub fn iter(&self) -> impl Iterator<Item = (&'static str, u64)> + use<> {
                 [$((stringify!($name), self.$name)),+].into_iter()
@@ -44,6 +44,8 @@ macro_rules! counts {
 }
 
 counts! {
+    /// Counts of one route since the process started.
+    RouteStats, Snapshot:
     /// Served fresh from the store.
     hits,
     /// Fetched because nothing usable was stored.
@@ -70,4 +72,35 @@ counts! {
     too_large,
     /// Bodies that broke off while being stored, and were thrown away.
     cut,
+}
+
+counts! {
+    /// Counts of the second tier.
+    L2Stats, L2Snapshot:
+    /// Look-ups that found a response that is good.
+    hits,
+    misses,
+    /// Look-ups and stores that failed.
+    errors,
+    stored,
+    /// As they are kept there.
+    stored_bytes,
+    /// Not stored because too much was on its way already.
+    shed,
+    /// Requests that found another instance fetching, and waited for it.
+    awaited,
+    lookups,
+    /// What all look-ups took together.
+    lookup_microseconds,
+}
+
+counts! {
+    /// Counts of the protocol that keeps instances coherent.
+    CoherenceStats, CoherenceSnapshot:
+    /// Purges applied, whoever made them.
+    applied,
+    /// Times the log was read because messages were missed.
+    gaps,
+    /// Purges that not every instance confirmed in time.
+    unconfirmed,
 }

@@ -28,11 +28,10 @@ impl Peer {
     /// Works out who sent `head` over `socket`.
     pub fn resolve(head: &RequestHead, socket: SocketAddr, tls: bool, trusted: &[IpNet]) -> Self {
         let socket_ip = socket.ip().to_canonical();
-        let is_trusted = |ip: &IpAddr| trusted.iter().any(|net| net.contains(ip));
         let mut peer = Self {
-            ip: socket_ip,
+            ip: client_ip(head, socket.ip(), trusted),
             socket_ip,
-            trusted: is_trusted(&socket_ip),
+            trusted: is_trusted(&socket_ip, trusted),
             https: tls,
             host: own_host(head),
         };
@@ -40,19 +39,7 @@ impl Peer {
             return peer;
         }
 
-        // Most proxies write X-Forwarded-For and pass a client's own Forwarded through untouched,
-        // so the latter is looked at only where the former is absent.
-        let has_x_forwarded = head.headers().contains_key("x-forwarded-for");
-        if has_x_forwarded {
-            let hops = lines(head, "x-forwarded-for").flat_map(|line| line.rsplit(','));
-            peer.ip = walk(hops.map(parse_node), socket_ip, is_trusted);
-        } else {
-            let hops = lines(head, "forwarded").flat_map(|line| elements(line).into_iter().rev());
-            let nodes = hops.map(|element| parameter(element, "for").and_then(parse_node));
-            peer.ip = walk(nodes, socket_ip, is_trusted);
-        }
-
-        let nearest = if has_x_forwarded {
+        let nearest = if has_x_forwarded_for(head) {
             None
         } else {
             lines(head, "forwarded").next().and_then(|line| elements(line).pop())
@@ -76,6 +63,33 @@ impl Peer {
         }
         peer
     }
+}
+
+/// The client's address: that of the socket, or the one that trusted proxies vouch for.
+pub fn client_ip(head: &RequestHead, socket: IpAddr, trusted: &[IpNet]) -> IpAddr {
+    let socket = socket.to_canonical();
+    let is_trusted = |ip: &IpAddr| is_trusted(ip, trusted);
+    if !is_trusted(&socket) {
+        return socket;
+    }
+    if has_x_forwarded_for(head) {
+        let hops = lines(head, "x-forwarded-for").flat_map(|line| line.rsplit(','));
+        walk(hops.map(parse_node), socket, is_trusted)
+    } else {
+        let hops = lines(head, "forwarded").flat_map(|line| elements(line).into_iter().rev());
+        let nodes = hops.map(|element| parameter(element, "for").and_then(parse_node));
+        walk(nodes, socket, is_trusted)
+    }
+}
+
+fn is_trusted(ip: &IpAddr, trusted: &[IpNet]) -> bool {
+    trusted.iter().any(|net| net.contains(ip))
+}
+
+/// Most proxies write `X-Forwarded-For` and pass a client's own `Forwarded` through untouched, so the
+/// latter is looked at only where the former is absent.
+fn has_x_forwarded_for(head: &RequestHead) -> bool {
+    head.headers().contains_key("x-forwarded-for")
 }
 
 fn own_host(head: &RequestHead) -> String {

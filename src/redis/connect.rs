@@ -1,19 +1,16 @@
-//! Opens connections: to a server, to the master that the sentinels name, to a cluster.
+//! Opens connections: to a server, or to the master that the sentinels name.
 
 use std::{
     sync::{
         Arc,
-        atomic::{AtomicUsize, Ordering::Relaxed},
+        atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed},
     },
     time::Duration,
 };
 
 use ::redis::{
-    AsyncConnectionConfig, Cmd, ConnectionAddr, ConnectionInfo, ErrorKind, IntoConnectionInfo as _,
-    Pipeline, ProtocolVersion, RedisConnectionInfo, RedisError, RedisFuture, RedisResult, Value,
-    aio::{AsyncPushSender, ConnectionLike, MultiplexedConnection},
-    cluster::ClusterClientBuilder,
-    cluster_async::ClusterConnection,
+    AsyncConnectionConfig, ProtocolVersion, RedisConnectionInfo, RedisError, RedisResult, Value,
+    aio::{AsyncPushSender, MultiplexedConnection},
     cmd,
 };
 use rustls_pki_types::ServerName;
@@ -25,181 +22,118 @@ use tokio::{
 use tokio_rustls::TlsConnector;
 use tokio_util::task::AbortOnDropHandle;
 
-use super::{BUDGET, CONNECT, tls};
-use crate::config::{Address, Login, RedisConfig, Servers};
+use super::{heard::Heard, tls};
+use crate::config::{Address, Login, RedisConfig};
 
-/// How long one sentinel may take before the next is asked.
-const SENTINEL: Duration = Duration::from_millis(150);
+/// How long one of several may take that would all do, before the next is asked.
+pub(super) const ONE_OF_SEVERAL: Duration = Duration::from_millis(150);
 
-/// How often a cluster connection goes after a redirection or a lost node within one call.
-const REDIRECTIONS: u32 = 4;
+/// Who gets the messages of a subscription.
+pub(super) type Pushes = Option<Arc<dyn AsyncPushSender>>;
 
-/// Knows how to get a connection.
-pub(super) struct Connector {
-    servers: Servers,
+/// How servers are spoken to.
+pub(super) struct Dialer {
     settings: RedisConnectionInfo,
     tls: Option<TlsConnector>,
-    /// The sentinel, or the node, to ask first: the last that answered.
-    first: AtomicUsize,
-}
-
-/// A connection that any number of calls may use at once. Clones are the same connection.
-#[derive(Clone)]
-pub(super) enum Connection {
-    Server(MultiplexedConnection),
-    Cluster(ClusterConnection),
 }
 
 /// A new connection, and the task that reads and writes for it: dropping that closes it, also with
 /// replies outstanding from a server that hangs.
-pub(super) struct Opened<C> {
-    pub(super) connection: C,
-    pub(super) driver: Option<AbortOnDropHandle<()>>,
+pub(super) struct Opened {
+    pub(super) connection: MultiplexedConnection,
+    pub(super) driver: AbortOnDropHandle<()>,
+    /// How many bytes have come in.
+    pub(super) heard: Arc<AtomicU64>,
 }
 
-impl Connector {
+impl Dialer {
     pub(super) fn new(config: &RedisConfig) -> Self {
         Self {
-            servers: config.servers.clone(),
             settings: settings(&config.login, config.db),
             tls: config.tls.then(|| TlsConnector::from(tls::client_config())),
-            first: AtomicUsize::new(0),
         }
     }
 
-    /// How Redis is set up, in a word.
-    pub(super) fn mode(&self) -> &'static str {
-        match self.servers {
-            Servers::Single(_) => "single",
-            Servers::Sentinel { .. } => "sentinel",
-            Servers::Cluster(_) => "cluster",
-        }
+    pub(super) async fn open(&self, address: &Address, pushes: Pushes) -> RedisResult<Opened> {
+        self.open_as(&self.settings, address, pushes).await
     }
 
-    /// A connection for commands.
-    pub(super) async fn connect(&self) -> RedisResult<Opened<Connection>> {
-        if let Servers::Cluster(nodes) = &self.servers {
-            let client = ClusterClientBuilder::new(self.nodes(nodes)?)
-                .connection_timeout(CONNECT)
-                .response_timeout(BUDGET)
-                // The caller keeps the time.
-                .overall_response_timeout(None)
-                .retries(REDIRECTIONS)
-                .min_retry_wait(2)
-                .max_retry_wait(10)
-                .build()?;
-            let connection = Connection::Cluster(client.get_async_connection().await?);
-            return Ok(Opened { connection, driver: None });
-        }
-        let opened = self.subscriber(None).await?;
-        Ok(Opened { connection: Connection::Server(opened.connection), driver: opened.driver })
-    }
-
-    /// A connection to one server; `pushes` gets the messages it is subscribed to. In a cluster
-    /// every node has every message, so any will do.
-    pub(super) async fn subscriber(
+    async fn open_as(
         &self,
-        pushes: Option<Arc<dyn AsyncPushSender>>,
-    ) -> RedisResult<Opened<MultiplexedConnection>> {
-        match &self.servers {
-            Servers::Single(address) => self.open(address, &self.settings, pushes).await,
-            Servers::Sentinel { sentinels, master, login } => {
-                let address = self.master(sentinels, master, login).await?;
-                let mut opened = self.open(&address, &self.settings, pushes).await?;
-                // Sentinels may be behind the times. A login without leave to ask is believed.
-                let role = cmd("ROLE").query_async::<Vec<Value>>(&mut opened.connection).await;
-                let role = role.ok().and_then(|role| role.into_iter().next());
-                match role {
-                    Some(Value::BulkString(role)) if role != b"master" => {
-                        Err((ErrorKind::Io, "the sentinels name a server that is no master").into())
-                    }
-                    _ => Ok(opened),
-                }
-            }
-            Servers::Cluster(nodes) => {
-                let mut last = None;
-                let first = self.first.load(Relaxed);
-                for at in (0..nodes.len()).map(|it| (first + it) % nodes.len()) {
-                    let opening = self.open(&nodes[at], &self.settings, pushes.clone());
-                    match timeout(SENTINEL, opening).await {
-                        Ok(Ok(opened)) => {
-                            self.first.store(at, Relaxed);
-                            return Ok(opened);
-                        }
-                        Ok(Err(error)) => last = Some(error),
-                        Err(_) => {}
-                    }
-                }
-                Err(last.unwrap_or_else(|| (ErrorKind::Io, "no node answers").into()))
-            }
-        }
-    }
-
-    /// Asks one sentinel after the other where the master is.
-    async fn master(
-        &self,
-        sentinels: &[Address],
-        name: &str,
-        login: &Login,
-    ) -> RedisResult<Address> {
-        let settings = settings(login, 0);
-        let first = self.first.load(Relaxed);
-        let mut last = None;
-        for at in (0..sentinels.len()).map(|it| (first + it) % sentinels.len()) {
-            let asking = async {
-                let mut sentinel = self.open(&sentinels[at], &settings, None).await?;
-                let mut question = cmd("SENTINEL");
-                question.arg("get-master-addr-by-name").arg(name);
-                question.query_async::<Option<(String, u16)>>(&mut sentinel.connection).await
-            };
-            match timeout(SENTINEL, asking).await {
-                Ok(Ok(Some((host, port)))) => {
-                    self.first.store(at, Relaxed);
-                    return Ok(Address { host, port });
-                }
-                Ok(Ok(None)) => {
-                    last = Some((ErrorKind::MasterNameNotFoundBySentinel, "unknown name").into());
-                }
-                Ok(Err(error)) => last = Some(error),
-                Err(_) => {}
-            }
-        }
-        Err(last.unwrap_or_else(|| (ErrorKind::Io, "no sentinel answers").into()))
-    }
-
-    async fn open(
-        &self,
-        address: &Address,
         settings: &RedisConnectionInfo,
-        pushes: Option<Arc<dyn AsyncPushSender>>,
-    ) -> RedisResult<Opened<MultiplexedConnection>> {
+        address: &Address,
+        pushes: Pushes,
+    ) -> RedisResult<Opened> {
         let stream = TcpStream::connect((address.host.as_str(), address.port)).await?;
         stream.set_nodelay(true)?;
         match &self.tls {
             None => multiplexed(stream, settings, pushes).await,
             Some(tls) => {
-                let name = ServerName::try_from(address.host.clone())?;
+                let name = ServerName::try_from(address.host.clone())
+                    .map_err(|error| RedisError::from(std::io::Error::other(error)))?;
                 multiplexed(tls.connect(name, stream).await?, settings, pushes).await
             }
         }
     }
+}
 
-    fn nodes(&self, nodes: &[Address]) -> RedisResult<Vec<ConnectionInfo>> {
-        let tls = self.tls.is_some();
-        nodes
-            .iter()
-            .map(|Address { host, port }| {
-                let (host, port) = (host.clone(), *port);
-                let address = match tls {
-                    true => {
-                        ConnectionAddr::TcpTls { host, port, insecure: false, tls_params: None }
-                    }
-                    false => ConnectionAddr::Tcp(host, port),
-                };
-                let info = address.into_connection_info()?;
-                Ok(info.set_redis_settings(self.settings.clone()))
-            })
-            .collect()
+/// Where a connection leads.
+pub(super) enum Target {
+    Server(Address),
+    Master(Sentinels),
+}
+
+/// Who knows where the master is.
+pub(super) struct Sentinels {
+    pub(super) addresses: Vec<Address>,
+    pub(super) master: String,
+    pub(super) login: Login,
+    /// The one to ask first: the last that answered.
+    pub(super) first: AtomicUsize,
+}
+
+impl Target {
+    pub(super) async fn connect(&self, dialer: &Dialer, pushes: Pushes) -> RedisResult<Opened> {
+        let sentinels = match self {
+            Self::Server(address) => return dialer.open(address, pushes).await,
+            Self::Master(sentinels) => sentinels,
+        };
+        let mut opened = dialer.open(&sentinels.ask(dialer).await?, pushes).await?;
+        // Sentinels may be behind the times. A login without leave to ask is believed.
+        let role = cmd("ROLE").query_async::<Vec<Value>>(&mut opened.connection).await;
+        match role.ok().and_then(|role| role.into_iter().next()) {
+            Some(Value::BulkString(role)) if role != b"master" => {
+                Err(other("the sentinels name a server that is no master"))
+            }
+            _ => Ok(opened),
+        }
+    }
+}
+
+impl Sentinels {
+    /// Asks one after the other where the master is.
+    async fn ask(&self, dialer: &Dialer) -> RedisResult<Address> {
+        let settings = settings(&self.login, 0);
+        let first = self.first.load(Relaxed);
+        let mut last = other("no sentinel answers");
+        for at in (0..self.addresses.len()).map(|it| (first + it) % self.addresses.len()) {
+            let asking = async {
+                let mut sentinel = dialer.open_as(&settings, &self.addresses[at], None).await?;
+                let mut question = cmd("SENTINEL");
+                question.arg("get-master-addr-by-name").arg(&self.master);
+                question.query_async::<Option<(String, u16)>>(&mut sentinel.connection).await
+            };
+            match timeout(ONE_OF_SEVERAL, asking).await {
+                Ok(Ok(Some((host, port)))) => {
+                    self.first.store(at, Relaxed);
+                    return Ok(Address { host, port });
+                }
+                Ok(Ok(None)) => last = other("the sentinels know no master of this name"),
+                Ok(Err(error)) => last = error,
+                Err(_) => {}
+            }
+        }
+        Err(last)
     }
 }
 
@@ -222,8 +156,8 @@ fn settings(login: &Login, db: u16) -> RedisConnectionInfo {
 async fn multiplexed<S>(
     stream: S,
     settings: &RedisConnectionInfo,
-    pushes: Option<Arc<dyn AsyncPushSender>>,
-) -> RedisResult<Opened<MultiplexedConnection>>
+    pushes: Pushes,
+) -> RedisResult<Opened>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
@@ -233,41 +167,19 @@ where
     if let Some(pushes) = pushes {
         config = config.set_push_sender(pushes);
     }
+    let heard = Arc::new(AtomicU64::new(0));
+    let stream = Heard::new(stream, Arc::clone(&heard));
     let (connection, driver) =
         MultiplexedConnection::new_with_config(settings, stream, config).await?;
-    let driver = Some(AbortOnDropHandle::new(tokio::spawn(driver)));
-    Ok(Opened { connection, driver })
-}
-
-impl ConnectionLike for Connection {
-    fn req_packed_command<'a>(&'a mut self, cmd: &'a Cmd) -> RedisFuture<'a, Value> {
-        match self {
-            Self::Server(connection) => connection.req_packed_command(cmd),
-            Self::Cluster(connection) => connection.req_packed_command(cmd),
-        }
-    }
-
-    fn req_packed_commands<'a>(
-        &'a mut self,
-        commands: &'a Pipeline,
-        offset: usize,
-        count: usize,
-    ) -> RedisFuture<'a, Vec<Value>> {
-        match self {
-            Self::Server(connection) => connection.req_packed_commands(commands, offset, count),
-            Self::Cluster(connection) => connection.req_packed_commands(commands, offset, count),
-        }
-    }
-
-    fn get_db(&self) -> i64 {
-        match self {
-            Self::Server(connection) => connection.get_db(),
-            Self::Cluster(connection) => connection.get_db(),
-        }
-    }
+    Ok(Opened { connection, driver: AbortOnDropHandle::new(tokio::spawn(driver)), heard })
 }
 
 /// Asks whether the other side lives.
-pub(super) async fn ping(connection: &mut impl ConnectionLike) -> Result<(), RedisError> {
+pub(super) async fn ping(connection: &mut MultiplexedConnection) -> RedisResult<()> {
     cmd("PING").query_async::<()>(connection).await
+}
+
+/// A fault that is found here and not by the library.
+pub(super) fn other(what: &'static str) -> RedisError {
+    RedisError::from(std::io::Error::other(what))
 }

@@ -28,8 +28,8 @@ pub(super) enum Fault {
     Broken,
     /// The server answers, but cannot serve for now: it loads, runs a long script, lacks replicas.
     Unavailable,
-    /// The keys are on their way to another node.
-    Moving,
+    /// The keys are on another node, or on their way there.
+    Moved,
     ReadOnly,
     OutOfMemory,
     Failed,
@@ -39,8 +39,7 @@ impl Fault {
     pub(super) fn of(error: &RedisError) -> Self {
         match error.kind() {
             // Nothing after a reply that cannot be read belongs to the command it seems to answer.
-            ErrorKind::Io | ErrorKind::Parse | ErrorKind::ClusterConnectionNotFound => Self::Broken,
-            ErrorKind::AuthenticationFailed => Self::Broken,
+            ErrorKind::Io | ErrorKind::Parse | ErrorKind::AuthenticationFailed => Self::Broken,
             ErrorKind::Server(
                 ServerErrorKind::BusyLoading
                 | ServerErrorKind::MasterDown
@@ -48,7 +47,7 @@ impl Fault {
             ) => Self::Unavailable,
             ErrorKind::Server(
                 ServerErrorKind::Moved | ServerErrorKind::Ask | ServerErrorKind::TryAgain,
-            ) => Self::Moving,
+            ) => Self::Moved,
             ErrorKind::Server(ServerErrorKind::ReadOnly) => Self::ReadOnly,
             _ => Self::by_text(error),
         }
@@ -99,8 +98,8 @@ mod tests {
             ("NOREPLICAS Not enough good replicas to write.", Fault::Unavailable),
             ("MASTERDOWN Link with MASTER is down", Fault::Unavailable),
             ("CLUSTERDOWN The cluster is down", Fault::Unavailable),
-            ("MOVED 3999 127.0.0.1:6381", Fault::Moving),
-            ("TRYAGAIN Multiple keys request during rehashing of slot", Fault::Moving),
+            ("MOVED 3999 127.0.0.1:6381", Fault::Moved),
+            ("TRYAGAIN Multiple keys request during rehashing of slot", Fault::Moved),
             ("READONLY You can't write against a read only replica.", Fault::ReadOnly),
             ("ERR Error running script: @user_script: 1: -READONLY You can't", Fault::ReadOnly),
             ("OOM command not allowed when used memory > 'maxmemory'.", Fault::OutOfMemory),

@@ -10,10 +10,12 @@ use std::{sync::LazyLock, time::Duration};
 
 use super::{Error, Redis, Script, cmd};
 
-/// Lua: whether `token` holds the lease at `key`. The only place where that is decided.
+/// Lua: whether `token` holds the lease at `key`, and all that is kept there. The only place where that
+/// is decided. A space and more may follow the token, for whoever uses the lease.
 pub(crate) const HOLDS: &str = "\
 local function holds(key, token)
-  return redis.call('GET', key) == token
+  local value = redis.call('GET', key)
+  return value and string.sub(value .. ' ', 1, #token + 1) == token .. ' ', value
 end
 ";
 

@@ -1,62 +1,49 @@
-//! What all parts of the link share, and the way of a call.
+//! The way of a call: within its budget, to the server that has its keys.
 
 use std::{
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed},
+        Arc,
+        atomic::{AtomicUsize, Ordering::Relaxed},
     },
     time::Duration,
 };
 
-use ::redis::{Cmd, RedisResult, ScriptInvocation, Value};
-use tokio::{
-    sync::{Notify, SetOnce},
-    time::{Instant, timeout_at},
+use ::redis::{
+    Arg, Cmd, ErrorKind, Pipeline, RedisError, RedisFuture, RedisResult, ScriptInvocation, Value,
+    aio::ConnectionLike,
 };
+use tokio::time::Instant;
+use tokio_util::task::AbortOnDropHandle;
 
 use super::{
     BUDGET, Health,
-    breaker::Breaker,
-    connect::{Connection, Connector},
-    fault::{Error, Fault, describe},
+    cluster::Cluster,
+    connect::{Dialer, Opened, Pushes, Sentinels, Target},
+    fault::Error,
     metrics::{CallResult, Metrics},
-    worker::Worker,
+    node::{Node, Trouble},
+    supervisor::supervise,
 };
-use crate::telemetry::throttle::Throttle;
+use crate::config::{RedisConfig, Servers};
 
 /// Calls under way at once, over all workers. More of them would wait in line for each other.
 const IN_FLIGHT: usize = 1024;
 
-/// How long an error that closed nothing is shown.
-const SHOWN: Duration = Duration::from_secs(10);
-
-/// At most one line about the state in this many seconds, however often it changes.
-const LOG_INTERVAL: u64 = 10;
+/// What they may weigh together, in bytes.
+const BYTES_IN_FLIGHT: usize = 64 << 20;
 
 pub(super) struct Link {
-    pub(super) connector: Connector,
-    pub(super) breaker: Breaker,
-    pub(super) metrics: Metrics,
-    /// Tells the supervisor that an epoch has ended.
-    pub(super) ended: Notify,
-    /// Set when it is known for the first time whether Redis is there.
-    pub(super) settled: SetOnce<()>,
-    /// Whether the supervisor has a connection.
-    pub(super) connected: AtomicBool,
+    shape: Shape,
+    mode: &'static str,
+    pub(super) metrics: Arc<Metrics>,
     in_flight: AtomicUsize,
-    notes: Mutex<Notes>,
-    started: Instant,
-    log: Throttle,
+    bytes_in_flight: AtomicUsize,
 }
 
-#[derive(Default)]
-struct Notes {
-    latency: Option<Duration>,
-    /// What went wrong last, and when.
-    error: Option<(String, Instant)>,
-    /// Whether the log says that Redis is away.
-    logged_away: bool,
-    ever_up: bool,
+enum Shape {
+    /// One server, or one master.
+    One(Arc<Node>),
+    Cluster(Arc<Cluster>),
 }
 
 /// What is sent.
@@ -66,205 +53,199 @@ pub(super) enum Request<'r> {
     Script(&'r ScriptInvocation<'r>),
 }
 
-impl Request<'_> {
-    async fn send(self, mut connection: Connection) -> RedisResult<Value> {
-        match self {
-            Self::Command(command) => command.query_async(&mut connection).await,
-            Self::Script(script) => script.invoke_async(&mut connection).await,
-        }
-    }
-}
-
 impl Link {
-    pub(super) fn new(connector: Connector) -> Self {
-        Self {
-            connector,
-            breaker: Breaker::new(),
-            metrics: Metrics::default(),
-            ended: Notify::new(),
-            settled: SetOnce::new(),
-            connected: AtomicBool::new(false),
-            in_flight: AtomicUsize::new(0),
-            notes: Mutex::default(),
-            started: Instant::now(),
-            log: Throttle::new(1),
-        }
+    /// The link, and the task that looks after it for ever.
+    pub(super) fn start(config: &RedisConfig) -> (Self, AbortOnDropHandle<()>) {
+        let metrics = Arc::new(Metrics::default());
+        let dialer = Arc::new(Dialer::new(config));
+        let (target, mode) = match &config.servers {
+            Servers::Single(address) => (Target::Server(address.clone()), "single"),
+            Servers::Sentinel { sentinels, master, login } => {
+                let sentinels = Sentinels {
+                    addresses: sentinels.clone(),
+                    master: master.clone(),
+                    login: login.clone(),
+                    first: AtomicUsize::new(0),
+                };
+                (Target::Master(sentinels), "sentinel")
+            }
+            Servers::Cluster(seeds) => {
+                let cluster = Arc::new(Cluster::new(seeds.clone(), dialer, Arc::clone(&metrics)));
+                let task = tokio::spawn(Arc::clone(&cluster).follow());
+                let link = Self::new(Shape::Cluster(cluster), "cluster", metrics);
+                return (link, AbortOnDropHandle::new(task));
+            }
+        };
+        let node = Arc::new(Node::new(None, target, dialer, Arc::clone(&metrics)));
+        let task = tokio::spawn(supervise(Arc::clone(&node)));
+        (Self::new(Shape::One(node), mode, metrics), AbortOnDropHandle::new(task))
+    }
+
+    fn new(shape: Shape, mode: &'static str, metrics: Arc<Metrics>) -> Self {
+        let (in_flight, bytes_in_flight) = (AtomicUsize::new(0), AtomicUsize::new(0));
+        Self { shape, mode, metrics, in_flight, bytes_in_flight }
     }
 
     /// Sends `request` and waits for its answer, at most [`BUDGET`] in all.
-    pub(super) async fn call(self: &Arc<Self>, request: Request<'_>) -> Result<Value, Error> {
-        if !self.breaker.is_closed() {
-            self.metrics.skipped();
+    pub(super) async fn call(&self, request: Request<'_>) -> Result<Value, Error> {
+        if !self.is_up() {
+            self.metrics.called(CallResult::Skipped, Duration::ZERO);
             return Err(Error::Away);
         }
-        let Some(_permit) = self.permit() else {
+        let Some(_permit) = Permit::get(&self.in_flight, 1, IN_FLIGHT) else {
             self.metrics.called(CallResult::Overloaded, Duration::ZERO);
             return Err(Error::Away);
         };
         let began = Instant::now();
-        let (result, kind) = self.attempt(request, began + BUDGET).await;
-        self.metrics.called(kind, began.elapsed());
-        result
-    }
-
-    /// Everything that is sent can be sent twice (a `SET`, a read, a script that checks who asks), so
-    /// a connection that turns out to be dead is replaced and the call sent again, once.
-    async fn attempt(
-        self: &Arc<Self>,
-        request: Request<'_>,
-        deadline: Instant,
-    ) -> (Result<Value, Error>, CallResult) {
-        let mut again = false;
-        loop {
-            let Some(worker) = Worker::connected(self, deadline).await else {
-                return (Err(Error::Away), CallResult::Unconnected);
-            };
-            let sent = timeout_at(deadline, request.send(worker.connection())).await;
-            let error = match sent {
-                Err(_) => {
-                    worker.late();
-                    self.late(worker.epoch);
-                    return (Err(Error::Away), CallResult::Late);
-                }
-                Ok(Ok(value)) => {
-                    worker.answered();
-                    self.breaker.answered();
-                    return (Ok(value), CallResult::Answered);
-                }
-                Ok(Err(error)) => error,
-            };
-            let fault = Fault::of(&error);
-            if fault != Fault::Broken {
-                worker.answered();
+        let mut call = Call { link: self, deadline: began + BUDGET, last: None, trouble: None };
+        let answer = match request {
+            Request::Command(command) => command.query_async(&mut call).await,
+            Request::Script(script) => script.invoke_async(&mut call).await,
+        };
+        let (answer, result) = match (answer, call.trouble) {
+            (Ok(value), _) => (Ok(value), CallResult::Answered),
+            (Err(_), Some(Trouble::Away(result))) => (Err(Error::Away), result),
+            (Err(_), Some(Trouble::ReadOnly)) => (Err(Error::ReadOnly), CallResult::ReadOnly),
+            (Err(_), Some(Trouble::OutOfMemory)) => {
+                (Err(Error::OutOfMemory), CallResult::OutOfMemory)
             }
-            match fault {
-                Fault::Broken => {
-                    worker.lose();
-                    if again {
-                        self.broken(worker.epoch, &describe(&error));
-                        return (Err(Error::Away), CallResult::Broken);
-                    }
-                }
-                Fault::Unavailable => {
-                    self.broken(worker.epoch, &describe(&error));
-                    return (Err(Error::Away), CallResult::Unavailable);
-                }
-                Fault::Moving => return (Err(Error::Away), CallResult::Unavailable),
-                Fault::ReadOnly => {
-                    self.breaker.answered();
-                    self.note(&describe(&error));
-                    self.refresh(worker.epoch);
-                    if again || worker.epoch == self.breaker.epoch() {
-                        return (Err(Error::ReadOnly), CallResult::ReadOnly);
-                    }
-                }
-                Fault::OutOfMemory => {
-                    self.breaker.answered();
-                    self.note("OOM");
-                    return (Err(Error::OutOfMemory), CallResult::OutOfMemory);
-                }
-                Fault::Failed => {
-                    self.breaker.answered();
-                    return (Err(Error::Failed(error.to_string())), CallResult::Refused);
-                }
-            }
-            again = true;
+            // Only a cluster is asked again elsewhere.
+            (Err(_), Some(Trouble::Moved(error) | Trouble::Refused(error)))
+            | (Err(error), None) => (Err(Error::Failed(error.to_string())), CallResult::Refused),
+        };
+        self.metrics.called(result, began.elapsed());
+        answer
+    }
+
+    /// Whether any server is asked at all.
+    pub(super) fn is_up(&self) -> bool {
+        match &self.shape {
+            Shape::One(node) => node.breaker.is_closed(),
+            Shape::Cluster(cluster) => cluster.any_up().is_some(),
         }
     }
 
-    fn permit(&self) -> Option<Permit<'_>> {
-        let permit = Permit(&self.in_flight);
-        (self.in_flight.fetch_add(1, Relaxed) < IN_FLIGHT).then_some(permit)
+    /// Waits until it is known for the first time whether Redis is there.
+    pub(super) async fn settled(&self) {
+        match &self.shape {
+            Shape::One(node) => node.settled.wait().await,
+            Shape::Cluster(cluster) => cluster.settled.wait().await,
+        };
     }
 
-    /// A call of `epoch` had no answer in time.
-    pub(super) fn late(&self, epoch: u64) {
-        if self.breaker.late(epoch) {
-            self.opened("no answer in time");
+    /// A connection for messages.
+    pub(super) async fn subscriber(&self, pushes: Pushes) -> RedisResult<Opened> {
+        match &self.shape {
+            Shape::One(node) => node.connect(pushes).await,
+            Shape::Cluster(cluster) => cluster.subscriber(pushes).await,
         }
-    }
-
-    /// There is no connection, or no use in one.
-    pub(super) fn broken(&self, epoch: u64, error: &str) {
-        if self.breaker.broken(epoch) {
-            self.opened(error);
-        }
-    }
-
-    /// The server of `epoch` takes no writes: another may be the master now.
-    fn refresh(&self, epoch: u64) {
-        let now = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX);
-        if self.breaker.refresh(epoch, now) {
-            self.ended.notify_one();
-        }
-    }
-
-    fn opened(&self, error: &str) {
-        self.away(error);
-        self.ended.notify_one();
-    }
-
-    /// Redis is away for now: notes why, and logs it unless the log says so already.
-    pub(super) fn away(&self, error: &str) {
-        self.note(error);
-        let _ = self.settled.set(());
-        let mut notes = self.notes();
-        notes.latency = None;
-        if !notes.logged_away
-            && let Some(left_out) = self.log.admit(self.started.elapsed().as_secs() / LOG_INTERVAL)
-        {
-            notes.logged_away = true;
-            drop(notes);
-            tracing::warn!(error, left_out, "Redis is away: {error}");
-        }
-    }
-
-    /// A probe was answered after `latency`.
-    pub(super) fn up(&self, latency: Duration) {
-        self.breaker.answered();
-        let closed = self.breaker.close();
-        let _ = self.settled.set(());
-        let mut notes = self.notes();
-        notes.latency = Some(latency);
-        let logged_away = std::mem::take(&mut notes.logged_away);
-        let first = !std::mem::replace(&mut notes.ever_up, true);
-        if closed {
-            notes.error = None;
-            drop(notes);
-            if first || logged_away {
-                tracing::info!(latency_ms = latency.as_secs_f64() * 1000.0, "Redis is connected");
-            }
-        }
-    }
-
-    fn note(&self, error: &str) {
-        self.notes().error = Some((error.to_owned(), Instant::now()));
     }
 
     pub(super) fn health(&self) -> Health {
-        let up = self.breaker.is_closed();
-        let notes = self.notes();
-        let shown = notes.error.as_ref().filter(|(_, at)| !up || at.elapsed() < SHOWN);
+        let nodes = match &self.shape {
+            Shape::One(node) => vec![Arc::clone(node)],
+            Shape::Cluster(cluster) => cluster.nodes(),
+        };
+        let trouble = match &self.shape {
+            Shape::One(_) => None,
+            Shape::Cluster(cluster) => cluster.error(),
+        };
+        let part = |count: usize| count as f64 / nodes.len().max(1) as f64;
+        let up = part(nodes.iter().filter(|node| node.breaker.is_closed()).count());
+        let latencies: Option<Vec<_>> = nodes.iter().map(|node| node.latency()).collect();
         Health {
-            up,
-            connected: self.connected.load(Relaxed),
-            latency: notes.latency,
-            error: shown.map(|(error, _)| error.clone()),
-            mode: self.connector.mode(),
+            up: up == 1.0 && trouble.is_none(),
+            part: up,
+            connected: !nodes.is_empty() && nodes.iter().all(|node| node.is_connected()),
+            latency: latencies.and_then(|all| all.into_iter().max()),
+            error: trouble.or_else(|| nodes.iter().find_map(|node| node.error())),
+            mode: self.mode,
         }
-    }
-
-    fn notes(&self) -> MutexGuard<'_, Notes> {
-        // Plain values: a panic leaves nothing half done.
-        self.notes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// Leave to have one call under way.
-struct Permit<'l>(&'l AtomicUsize);
+/// A call under way. To the library, which knows how to load a script, it is a connection.
+struct Call<'l> {
+    link: &'l Link,
+    deadline: Instant,
+    /// Who answered last: a script is loaded where it is not known.
+    last: Option<Arc<Node>>,
+    /// What the library's error stands for.
+    trouble: Option<Trouble>,
+}
+
+impl Call<'_> {
+    async fn send(&mut self, command: &Cmd) -> RedisResult<Value> {
+        let size = command.args_iter().map(length).sum();
+        let Some(_permit) = Permit::get(&self.link.bytes_in_flight, size, BYTES_IN_FLIGHT) else {
+            self.trouble = Some(Trouble::Away(CallResult::Overloaded));
+            return Err(RedisError::from((ErrorKind::Client, "too much at once")));
+        };
+        let asked = match &self.link.shape {
+            Shape::One(node) => {
+                let asked = node.ask(command, size, false, self.deadline).await;
+                if let Err(Trouble::Moved(_)) = &asked {
+                    node.note("MOVED: it is a node of a cluster, which REDIS_CLUSTER_NODES names");
+                }
+                asked
+            }
+            Shape::Cluster(cluster) => {
+                cluster.ask(command, size, &mut self.last, self.deadline).await
+            }
+        };
+        asked.map_err(|trouble| match trouble {
+            // The library looks for a script that is not known.
+            Trouble::Refused(error) => error,
+            other => {
+                self.trouble = Some(other);
+                RedisError::from((ErrorKind::Client, "no answer"))
+            }
+        })
+    }
+}
+
+impl ConnectionLike for Call<'_> {
+    fn req_packed_command<'a>(&'a mut self, cmd: &'a Cmd) -> RedisFuture<'a, Value> {
+        Box::pin(self.send(cmd))
+    }
+
+    fn req_packed_commands<'a>(
+        &'a mut self,
+        _: &'a Pipeline,
+        _: usize,
+        _: usize,
+    ) -> RedisFuture<'a, Vec<Value>> {
+        let error = RedisError::from((ErrorKind::Client, "a call is one command"));
+        Box::pin(std::future::ready(Err(error)))
+    }
+
+    fn get_db(&self) -> i64 {
+        0
+    }
+}
+
+fn length(argument: Arg<&[u8]>) -> usize {
+    match argument {
+        Arg::Simple(bytes) => bytes.len(),
+        _ => 0,
+    }
+}
+
+/// A part of what may be under way at once.
+struct Permit<'l> {
+    used: &'l AtomicUsize,
+    part: usize,
+}
+
+impl<'l> Permit<'l> {
+    fn get(used: &'l AtomicUsize, part: usize, limit: usize) -> Option<Self> {
+        let permit = Self { used, part };
+        (used.fetch_add(part, Relaxed) + part <= limit).then_some(permit)
+    }
+}
 
 impl Drop for Permit<'_> {
     fn drop(&mut self) {
-        self.0.fetch_sub(1, Relaxed);
+        self.used.fetch_sub(self.part, Relaxed);
     }
 }

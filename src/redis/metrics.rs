@@ -25,11 +25,13 @@ pub(super) enum CallResult {
     Unavailable,
     /// Too many calls at once.
     Overloaded,
+    /// Not sent, because the server is known to be away.
+    Skipped,
 }
 
 impl CallResult {
     /// All results, in the order of their discriminants.
-    const ALL: [Self; 9] = [
+    const ALL: [Self; 10] = [
         Self::Answered,
         Self::Refused,
         Self::OutOfMemory,
@@ -39,6 +41,7 @@ impl CallResult {
         Self::Broken,
         Self::Unavailable,
         Self::Overloaded,
+        Self::Skipped,
     ];
 
     const fn label(self) -> &'static str {
@@ -52,6 +55,7 @@ impl CallResult {
             Self::Broken => "broken",
             Self::Unavailable => "unavailable",
             Self::Overloaded => "overloaded",
+            Self::Skipped => "skipped",
         }
     }
 }
@@ -65,8 +69,6 @@ pub(super) struct Metrics {
 #[derive(Default)]
 struct Block {
     results: [AtomicU64; CallResult::ALL.len()],
-    /// Calls that were not made, because Redis is known to be away.
-    skipped: AtomicU64,
     duration: Histogram,
 }
 
@@ -74,11 +76,9 @@ impl Metrics {
     pub(super) fn called(&self, result: CallResult, duration: Duration) {
         let block = self.calls.own();
         block.results[result as usize].fetch_add(1, Relaxed);
-        block.duration.record(duration);
-    }
-
-    pub(super) fn skipped(&self) {
-        self.calls.own().skipped.fetch_add(1, Relaxed);
+        if result != CallResult::Skipped {
+            block.duration.record(duration);
+        }
     }
 
     /// Counts a connection, unless it was the first of its owner.
@@ -93,7 +93,6 @@ impl Metrics {
             let count = self.calls.sum(|block| &block.results[result as usize]);
             family.sample(&[("result", result.label())], count);
         }
-        family.sample(&[("result", "skipped")], self.calls.sum(|block| &block.skipped));
         let mut family = out.histogram(
             "portway_redis_call_duration_seconds",
             "Time a call to Redis took; skipped calls are not counted",

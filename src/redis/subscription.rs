@@ -138,7 +138,7 @@ async fn listen(
     let late = || RedisError::from(std::io::Error::from(std::io::ErrorKind::TimedOut));
     let pushes: Arc<dyn AsyncPushSender> = Arc::clone(ear) as _;
     let mut opened = timeout(CONNECT, async {
-        let mut opened = link.connector.subscriber(Some(pushes)).await?;
+        let mut opened = link.subscriber(Some(pushes)).await?;
         opened.connection.subscribe(channels).await?;
         Ok::<_, RedisError>(opened)
     })

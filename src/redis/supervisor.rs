@@ -1,6 +1,6 @@
-//! Finds out whether Redis is there, so that no call has to.
+//! Finds out whether a server is there, so that no call has to.
 //!
-//! It has a connection of its own. While Redis is up, it asks once a second; while it is away, it
+//! It has a connection of its own. While the server is up, it asks once a second; while it is away, it
 //! connects anew after pauses that grow to half a second, for ever.
 
 use std::{
@@ -10,58 +10,58 @@ use std::{
 
 use tokio::time::{Instant, sleep, timeout};
 
-use super::{BUDGET, CONNECT, backoff::Backoff, connect::ping, fault::describe, link::Link};
+use super::{BUDGET, CONNECT, backoff::Backoff, connect::ping, fault::describe, node::Node};
 use crate::telemetry::random;
 
 const INTERVAL: Duration = Duration::from_secs(1);
 
-/// Up for this long, and the pauses begin small again. Redis that comes and goes is tried less often.
+/// Up for this long, and the pauses begin small again. A server that comes and goes is tried less often.
 const STEADY: Duration = Duration::from_secs(2);
 
 /// Runs for ever.
-pub(super) async fn supervise(link: Arc<Link>) {
+pub(super) async fn supervise(node: Arc<Node>) {
     let mut backoff = Backoff::new();
     let mut again = false;
     loop {
-        watch(&link, &mut backoff, &mut again).await;
-        link.connected.store(false, Relaxed);
+        watch(&node, &mut backoff, &mut again).await;
+        node.connected.store(false, Relaxed);
         sleep(backoff.next(random::next())).await;
     }
 }
 
 /// Connects and asks, until something is wrong.
-async fn watch(link: &Link, backoff: &mut Backoff, again: &mut bool) {
-    let epoch = link.breaker.epoch();
-    let mut opened = match timeout(CONNECT, link.connector.connect()).await {
+async fn watch(node: &Node, backoff: &mut Backoff, again: &mut bool) {
+    let epoch = node.breaker.epoch();
+    let mut opened = match timeout(CONNECT, node.connect(None)).await {
         Ok(Ok(opened)) => opened,
-        Ok(Err(error)) => return away(link, epoch, &describe(&error)),
-        Err(_) => return away(link, epoch, "no connection in time"),
+        Ok(Err(error)) => return away(node, epoch, &describe(&error)),
+        Err(_) => return away(node, epoch, "no connection in time"),
     };
-    link.metrics.connected(std::mem::replace(again, true));
-    link.connected.store(true, Relaxed);
+    node.metrics.connected(std::mem::replace(again, true));
+    node.connected.store(true, Relaxed);
     let since = Instant::now();
     loop {
         let began = Instant::now();
         match timeout(BUDGET, ping(&mut opened.connection)).await {
-            Ok(Ok(())) => link.up(began.elapsed()),
-            Ok(Err(error)) => return away(link, epoch, &describe(&error)),
-            Err(_) if link.breaker.is_closed() => return link.late(epoch),
-            Err(_) => return link.away("no answer in time"),
+            Ok(Ok(())) => node.up(began.elapsed()),
+            Ok(Err(error)) => return away(node, epoch, &describe(&error)),
+            Err(_) if node.breaker.is_closed() => return node.late(epoch),
+            Err(_) => return node.away("no answer in time"),
         }
         if since.elapsed() >= STEADY {
             *backoff = Backoff::new();
         }
         tokio::select! {
             () = sleep(INTERVAL) => {}
-            () = link.ended.notified() => {}
+            () = node.ended.notified() => {}
         }
-        if link.breaker.epoch() != epoch {
+        if node.breaker.epoch() != epoch {
             return;
         }
     }
 }
 
-fn away(link: &Link, epoch: u64, error: &str) {
-    link.broken(epoch, error);
-    link.away(error);
+fn away(node: &Node, epoch: u64, error: &str) {
+    node.broken(epoch, error);
+    node.away(error);
 }

@@ -1,4 +1,4 @@
-//! One connection for each worker thread.
+//! One connection for each worker thread and server.
 //!
 //! The task that drives a connection lives on the runtime of the thread that uses it, so a call costs
 //! no wake-up of another thread. A connection is opened by the first call that needs it; the calls
@@ -9,34 +9,33 @@ use std::{
     cell::RefCell,
     sync::{
         Arc, Weak,
-        atomic::{AtomicBool, AtomicU32, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed},
     },
 };
 
+use ::redis::aio::MultiplexedConnection;
 use tokio::{
     sync::watch,
     time::{Instant, timeout, timeout_at},
 };
 use tokio_util::task::AbortOnDropHandle;
 
-use super::{
-    BUDGET, CONNECT,
-    connect::{Connection, Opened},
-    fault::describe,
-    link::Link,
-};
+use super::{BUDGET, CONNECT, fault::describe, node::Node};
 
 /// Calls in a row that a connection may leave without an answer. A server that stalls for a moment
 /// need not greet every worker anew, but a connection that a firewall has forgotten answers no more.
 const SILENT: u32 = 3;
 
+/// The same for calls that the line is too slow for. What they sent waits in line all the same.
+const BUSY: u32 = 8;
+
 thread_local! {
-    /// A process has one link; tests have more.
+    /// Few: one for each server.
     static SLOTS: RefCell<Vec<Slot>> = const { RefCell::new(Vec::new()) };
 }
 
 struct Slot {
-    link: Weak<Link>,
+    node: Weak<Node>,
     /// Whether this thread ever had a connection.
     used: bool,
     state: State,
@@ -61,18 +60,19 @@ type Outcome = Option<Arc<Worker>>;
 
 /// A worker's connection.
 pub(super) struct Worker {
-    connection: Connection,
+    connection: MultiplexedConnection,
     pub(super) epoch: u64,
     /// Calls since the last answer.
     silent: AtomicU32,
     lost: AtomicBool,
-    _driver: Option<AbortOnDropHandle<()>>,
+    heard: Arc<AtomicU64>,
+    _driver: AbortOnDropHandle<()>,
 }
 
 impl Worker {
     /// The connection of this thread, or one that is made now, waited for until `deadline`.
-    pub(super) async fn connected(link: &Arc<Link>, deadline: Instant) -> Option<Arc<Self>> {
-        let mut attempt = match find(link) {
+    pub(super) async fn connected(node: &Arc<Node>, deadline: Instant) -> Option<Arc<Self>> {
+        let mut attempt = match find(node) {
             Ok(worker) => return Some(worker),
             Err(attempt) => attempt,
         };
@@ -85,8 +85,13 @@ impl Worker {
         }
     }
 
-    pub(super) fn connection(&self) -> Connection {
+    pub(super) fn connection(&self) -> MultiplexedConnection {
         self.connection.clone()
+    }
+
+    /// How many bytes have come in.
+    pub(super) fn heard(&self) -> u64 {
+        self.heard.load(Relaxed)
     }
 
     /// Notes an answer, of whatever content.
@@ -96,9 +101,9 @@ impl Worker {
         }
     }
 
-    /// Notes that there was no answer in time.
-    pub(super) fn late(&self) {
-        if self.silent.fetch_add(1, Relaxed) + 1 >= SILENT {
+    /// Notes that there was no answer in time; `busy` where that may be for the size of things.
+    pub(super) fn late(&self, busy: bool) {
+        if self.silent.fetch_add(1, Relaxed) + 1 >= if busy { BUSY } else { SILENT } {
             self.lose();
         }
     }
@@ -109,13 +114,13 @@ impl Worker {
     }
 }
 
-fn find(link: &Arc<Link>) -> Result<Arc<Worker>, Attempt> {
-    let epoch = link.breaker.epoch();
+fn find(node: &Arc<Node>) -> Result<Arc<Worker>, Attempt> {
+    let epoch = node.breaker.epoch();
     SLOTS.with_borrow_mut(|slots| {
-        let own = slots.iter().position(|slot| std::ptr::eq(slot.link.as_ptr(), Arc::as_ptr(link)));
+        let own = slots.iter().position(|slot| std::ptr::eq(slot.node.as_ptr(), Arc::as_ptr(node)));
         let own = own.unwrap_or_else(|| {
-            slots.retain(|slot| slot.link.strong_count() > 0);
-            slots.push(Slot { link: Arc::downgrade(link), used: false, state: State::Empty });
+            slots.retain(|slot| slot.node.strong_count() > 0);
+            slots.push(Slot { node: Arc::downgrade(node), used: false, state: State::Empty });
             slots.len() - 1
         });
         let slot = &mut slots[own];
@@ -136,34 +141,36 @@ fn find(link: &Arc<Link>) -> Result<Arc<Worker>, Attempt> {
         {
             return Ok(Arc::clone(worker));
         }
-        let attempt = start(link, epoch, slot.used);
+        let attempt = start(node, epoch, slot.used);
         slot.used = true;
         slot.state = State::Connecting(attempt.clone());
         Err(attempt)
     })
 }
 
-fn start(link: &Arc<Link>, epoch: u64, again: bool) -> Attempt {
+fn start(node: &Arc<Node>, epoch: u64, again: bool) -> Attempt {
     let (done, outcome) = watch::channel(None);
-    let link = Arc::clone(link);
+    let node = Arc::clone(node);
     tokio::spawn(async move {
-        let worker = match timeout(CONNECT, link.connector.connect()).await {
-            Ok(Ok(Opened { connection, driver })) => {
-                link.metrics.connected(again);
+        let worker = match timeout(CONNECT, node.connect(None)).await {
+            Ok(Ok(opened)) => {
+                node.metrics.connected(again);
+                node.drives(opened.driver.abort_handle());
                 Some(Arc::new(Worker {
-                    connection,
+                    connection: opened.connection,
                     epoch,
                     silent: AtomicU32::new(0),
                     lost: AtomicBool::new(false),
-                    _driver: driver,
+                    heard: opened.heard,
+                    _driver: opened.driver,
                 }))
             }
             Ok(Err(error)) => {
-                link.broken(epoch, &describe(&error));
+                node.broken(epoch, &describe(&error));
                 None
             }
             Err(_) => {
-                link.broken(epoch, "no connection in time");
+                node.broken(epoch, "no connection in time");
                 None
             }
         };

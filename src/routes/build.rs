@@ -11,7 +11,7 @@ use bytes::Bytes;
 
 use super::{
     fields::Fields,
-    headers, keys,
+    headers, keys, limit,
     model::{Action, CacheRule, HeaderRules, Route},
     path,
     pattern::{PathPattern, Segment},
@@ -83,6 +83,7 @@ pub(super) fn route<'n>(
         request,
         response,
         max_body: fields.size("max_body").unwrap_or(DEFAULT_MAX_BODY),
+        limits: limit::limits(fields, report),
         cache,
         invalidates,
     })

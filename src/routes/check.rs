@@ -35,6 +35,18 @@ pub(super) fn check(node: &Node, kind: &Kind, report: &mut Report<'_>) {
                 check(item, of, report);
             }
         }
+        (Kind::OneOrMore { of, .. }, Value::Map(entries)) => {
+            check_section(node, entries, of, report);
+        }
+        (Kind::OneOrMore { of, at_most }, Value::List(items)) => {
+            if items.is_empty() || items.len() > *at_most {
+                let message = format!("expected 1 to {at_most} maps, not {}", items.len());
+                report.error(node.place, message);
+            }
+            for item in items {
+                check(item, &Kind::Section(of), report);
+            }
+        }
         _ if scalar_fits(node, kind) => {}
         (Kind::Text, Value::Bool(_) | Value::Integer(_) | Value::Number(_)) => {
             let message = format!("expected text, not {}: put it in quotes", node.shown());
@@ -98,7 +110,7 @@ fn scalar_fits(node: &Node, kind: &Kind) -> bool {
         Kind::WordOrInteger(words, min, max) => {
             scalar_fits(node, &Kind::Word(words)) || scalar_fits(node, &Kind::Integer(*min, *max))
         }
-        Kind::List { .. } | Kind::Named { .. } | Kind::Section(_) => false,
+        Kind::List { .. } | Kind::OneOrMore { .. } | Kind::Named { .. } | Kind::Section(_) => false,
     }
 }
 
@@ -144,6 +156,7 @@ fn expected(kind: &Kind) -> String {
             format!("{} or a whole number, {min} to {max}", one_of(words))
         }
         Kind::List { .. } => "a list".to_owned(),
+        Kind::OneOrMore { .. } => "a map or a list of maps".to_owned(),
         Kind::Named { .. } | Kind::Section(_) => "a map".to_owned(),
     }
 }

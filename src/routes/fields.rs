@@ -32,6 +32,20 @@ impl<'n> Fields<'n> {
         self.node(key).map(|node| Fields::of(node, section))
     }
 
+    /// The sections of a key that takes one map or a list of maps, and where they are.
+    pub(super) fn sections(
+        &self,
+        key: &str,
+        section: &'static Section,
+    ) -> impl Iterator<Item = (Fields<'n>, &'n Node)> + use<'n> {
+        let nodes: &[Node] = match self.node(key) {
+            None => &[],
+            Some(Node { value: Value::List(items), .. }) => items,
+            Some(node) => std::slice::from_ref(node),
+        };
+        nodes.iter().map(move |node| (Fields::of(node, section), node))
+    }
+
     /// A text and where it is.
     pub(super) fn text(&self, key: &str) -> Option<(&'n str, &'n Node)> {
         let node = self.node(key)?;

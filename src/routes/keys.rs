@@ -41,6 +41,11 @@ pub(super) enum Kind {
         of: &'static Kind,
         not_empty: bool,
     },
+    /// One map, or a list of at least one and at most this many.
+    OneOrMore {
+        of: &'static Section,
+        at_most: usize,
+    },
     /// A map with keys of the user's choice; what one of them is called.
     Named {
         of: &'static Kind,
@@ -201,6 +206,12 @@ pub(super) static ROUTE: Section = Section {
         ),
         key("max_body", Kind::Size, "Largest request body. Default: 10MiB."),
         key(
+            "limit",
+            Kind::OneOrMore { of: &LIMIT, at_most: 4 },
+            "How many requests are let through, as one limit or a list of limits, all of which must \
+             let a request through. Default: no limit.",
+        ),
+        key(
             "cache",
             Kind::Section(&CACHE),
             "How responses are cached. Default: by the origin's headers alone.",
@@ -227,6 +238,24 @@ pub(super) static HEADER_RULES: Section = Section {
     keys: &[
         key("set", HEADERS, "Headers to set, in place of what is there."),
         key("remove", TEXTS, "Headers to remove."),
+    ],
+};
+
+pub(super) static LIMIT: Section = Section {
+    doc: "How many requests are let through in any window of this length; more are answered 429.",
+    keys: &[
+        required("requests", Kind::Integer(1, 1_000_000_000), "How many."),
+        required(
+            "window",
+            Kind::Duration { at_least: 1000 },
+            "The length of the window: whole seconds, at most 366d.",
+        ),
+        key(
+            "by",
+            Kind::Word(&["ip", "caller", "tenant", "route"]),
+            "Whose requests count together: those of an address (IPv6: of its /64), of a caller, of a \
+             tenant, or all that the route matches. Default: ip.",
+        ),
     ],
 };
 

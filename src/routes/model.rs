@@ -29,6 +29,8 @@ pub struct Route {
     pub response: HeaderRules,
     /// Largest request body in bytes.
     pub max_body: u64,
+    /// All of them must let a request through; empty for no limit.
+    pub limits: Vec<Limit>,
     /// `None`: by the origin's headers alone.
     pub cache: Option<CacheRule>,
     /// Tags to purge after a request with an unsafe method succeeded.
@@ -53,6 +55,27 @@ pub enum Action {
 pub struct HeaderRules {
     pub set: Vec<(HeaderName, HeaderValue)>,
     pub remove: Vec<HeaderName>,
+}
+
+/// How many requests are let through in any window of this length.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limit {
+    /// At least one.
+    pub requests: u32,
+    /// Whole seconds, at least one.
+    pub window: Duration,
+    pub by: LimitBy,
+}
+
+/// Whose requests count together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LimitBy {
+    Caller,
+    Tenant,
+    /// The client's address; of IPv6, its /64.
+    Ip,
+    /// All that the route matches.
+    Route,
 }
 
 /// How responses of a route are cached, on top of the origin's own directives.

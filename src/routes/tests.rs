@@ -60,6 +60,10 @@ fn the_example_file_is_read_in_full() {
     assert_eq!(cache.stale_if_error, Some(Duration::from_secs(3600)));
     assert_eq!(cache.query.as_deref(), Some(&["page".into(), "sort".into()][..]));
     assert_eq!(cache.warm_paths.len(), 2);
+    let minute = Duration::from_secs(60);
+    assert_eq!(product.limits, [Limit { requests: 100, window: minute, by: LimitBy::Ip }]);
+    assert_eq!(table.routes[1].limits.len(), 2);
+    assert_eq!(table.routes[1].limits[1].by, LimitBy::Route);
     assert_eq!(table.routes[1].max_body, 1 << 20);
     assert_eq!(table.routes[1].invalidates.len(), 2);
     let news = table.routes[2].cache.as_ref().expect("a cache section");
@@ -82,7 +86,9 @@ fn the_example_file_shows_every_key() {
     }
     fn inner(kind: &keys::Kind, all: &mut BTreeSet<&'static str>) {
         match kind {
-            keys::Kind::Section(section) => keys_of(section, all),
+            keys::Kind::Section(section) | keys::Kind::OneOrMore { of: section, .. } => {
+                keys_of(section, all);
+            }
             keys::Kind::List { of, .. } | keys::Kind::Named { of, .. } => inner(of, all),
             _ => {}
         }
@@ -110,6 +116,7 @@ fn what_a_file_leaves_out_has_defaults() {
     let route = &table.routes[0];
     assert_eq!(route.max_body, 10 << 20);
     assert!(route.methods.is_none() && route.cache.is_none() && route.host.is_none());
+    assert!(route.limits.is_empty());
 }
 
 #[test]
@@ -211,7 +218,6 @@ fn routes_with_mistakes_are_refused() {
         ("path: /a", "exactly one of upstream and respond, not neither"),
         ("path: /a\nupstream: u\nrespond: {}", "exactly one of upstream and respond, not both"),
         ("path: /a\nupstream: u\nauth: [api-key]", "unknown key `auth`"),
-        ("path: /a\nupstream: u\nlimit: {}", "unknown key `limit`"),
         ("path: /a\nupstream: u\nname: s", "the key `name` is there twice"),
         ("path: /a\nupstream: u\nmethods: []", "expected a list that is not empty"),
         ("path: /a\nupstream: u\nmethods: [get]", "expected a method such as GET"),
@@ -262,6 +268,53 @@ fn routes_with_mistakes_are_refused() {
         assert!(found.iter().any(|m| m.contains(expected)), "{expected}: {found:#?}\n{keys}");
         assert!(found.len() <= 2, "{found:#?}\n{keys}");
     }
+}
+
+#[test]
+fn a_limit_is_one_map_or_a_list_and_counts_by_address_unless_told_otherwise() {
+    let limits = |limit: &str| {
+        let text = with_route(&format!("path: /a\nupstream: u\nlimit: {limit}"));
+        table(&text).unwrap_or_else(|errors| panic!("{errors}")).routes[0].limits.clone()
+    };
+    let hour = Duration::from_secs(3600);
+    let one = [Limit { requests: 7, window: hour, by: LimitBy::Ip }];
+    assert_eq!(limits("{ requests: 7, window: 1h }"), one);
+    assert_eq!(limits("[{ requests: '${MANY}', window: 3600, by: ip }]"), one);
+    let by = |limit: &str| limits(limit).into_iter().map(|limit| limit.by).collect::<Vec<_>>();
+    assert_eq!(
+        by("[{ requests: 1, window: 1s, by: caller }, { requests: 1, window: 1s, by: tenant }]"),
+        [LimitBy::Caller, LimitBy::Tenant]
+    );
+    assert_eq!(
+        by("[{ requests: 9, window: 1s }, { requests: 99, window: 1m }]"),
+        [LimitBy::Ip, LimitBy::Ip]
+    );
+}
+
+#[test]
+fn limits_with_mistakes_are_refused() {
+    for (limit, expected) in [
+        ("{}", "`requests` is missing"),
+        ("{ requests: 5 }", "`window` is missing"),
+        ("{ requests: 0, window: 1m }", "a whole number, 1 to 1000000000, not `0`"),
+        ("{ requests: 5, window: 500ms }", "at least 1000ms, not `500ms`"),
+        ("{ requests: 5, window: 1s500ms }", "whole seconds, at most 366d, not `1s500ms`"),
+        ("{ requests: 5, window: 367d }", "whole seconds, at most 366d, not `367d`"),
+        ("{ requests: 5, window: 1m, by: user }", "expected ip, caller, tenant or route"),
+        ("{ requests: 5, window: 1m, per: ip }", "unknown key `per`"),
+        ("100", "expected a map or a list of maps, not `100`"),
+        ("[]", "expected 1 to 4 maps, not 0"),
+        ("[5]", "expected a map, not `5`"),
+        ("[{ requests: 5, window: 1m }, { requests: 5, window: 1m }]", "this limit has no effect"),
+        ("[{ requests: 9, window: 1m }, { requests: 5, window: 1h }]", "this limit has no effect"),
+    ] {
+        let found = mistakes(&with_route(&format!("path: /a\nupstream: u\nlimit: {limit}")));
+        assert!(found.iter().any(|m| m.contains(expected)), "{expected}: {found:#?}");
+        assert!(found.len() <= 2, "{found:#?}");
+    }
+    let many = ["{ requests: 5, window: 1m }"; 5].join(", ");
+    let found = mistakes(&with_route(&format!("path: /a\nupstream: u\nlimit: [{many}]")));
+    assert!(found[0].contains("expected 1 to 4 maps, not 5"), "{found:#?}");
 }
 
 #[test]

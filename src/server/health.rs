@@ -18,7 +18,7 @@ use bytes::Bytes;
 use serde_json::json;
 
 use super::Shared;
-use crate::{proxy::BreakerState, telemetry::metrics::Exposition};
+use crate::{cache::clock::Timestamp, proxy::BreakerState, telemetry::metrics::Exposition};
 
 /// Zero is starting.
 const READY: u8 = 1;
@@ -106,7 +106,11 @@ fn redis(shared: &Shared) -> Response<BoxBody> {
         // Milliseconds.
         "latency": latency.map(|latency| latency.as_secs_f64() * 1000.0),
         "error": health.and_then(|health| health.error),
-        "cache": { "l1": shared.cache.usage(), "totals": totals },
+        "cache": {
+            "l1": shared.cache.usage(),
+            "l2": shared.cache.l2().map(|l2| l2.stats.snapshot()),
+            "totals": totals,
+        },
     });
     json_response(status, &body)
 }
@@ -126,6 +130,11 @@ fn ready(shared: &Shared) -> Response<BoxBody> {
         && !health.up
     {
         degraded.insert("redis".into(), health.error.unwrap_or_else(|| "connecting".into()).into());
+    }
+    if let Some(l2) = shared.cache.l2()
+        && !l2.is_usable(Timestamp::now())
+    {
+        degraded.insert("cache".into(), "memory only, not in touch with other instances".into());
     }
     let down = shared.snapshot.load().upstreams.status();
     let down: Vec<String> = down

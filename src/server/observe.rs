@@ -20,6 +20,7 @@ use bytes::Bytes;
 
 use super::{front_door, snapshot::Running};
 use crate::{
+    limits,
     problem::{self, Code},
     telemetry::{
         RequestId, access_log,
@@ -47,6 +48,8 @@ pub struct Exchange {
     /// The client's address; behind trusted proxies, the one they vouch for.
     pub client: IpAddr,
     problem: Cell<Option<Code>>,
+    /// What the client is told of the limits of the route; `None` where it has none.
+    pub limits: Option<limits::fields::Fields>,
     upstream: Option<Rc<UpstreamPart>>,
     /// Lets the front door pass the next request of the connection on, and knows when this one is
     /// over: held until the response's last byte.
@@ -61,6 +64,7 @@ impl Exchange {
             trace: trace::accept_or_new(head.headers()),
             client,
             problem: Cell::new(None),
+            limits: None,
             upstream: None,
             door,
         }
@@ -97,6 +101,9 @@ impl Exchange {
         outcome: CacheOutcome,
     ) -> Response<BoxBody> {
         response.headers_mut().insert(X_REQUEST_ID.clone(), self.request_id.to_header_value());
+        if let Some(limits) = &self.limits {
+            limits.insert(response.headers_mut());
+        }
         if let Some(door) = &mut self.door {
             door.answered();
         }

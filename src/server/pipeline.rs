@@ -1,7 +1,7 @@
 //! The way of a request, from the parsed head to the response.
 //!
 //! The order is this file, read from top to bottom: refusals of the front door, identifiers, health,
-//! route match, body limit, cache, and on a miss the origin. A hit is answered by
+//! route match, body limit, rate limit, cache, and on a miss the origin. A hit is answered by
 //! [`Gateway::call`] itself from a ready future; everything that has to wait goes through
 //! [`answer`].
 
@@ -27,6 +27,7 @@ use futures_util::future::LocalBoxFuture;
 
 use super::{
     Shared, front_door, health,
+    limit::{self, Verdict},
     observe::{Counted, Exchange},
     origin::{BodyGuard, ProxyOrigin},
     snapshot::Snapshot,
@@ -100,6 +101,8 @@ struct Routed {
     peer: SocketAddr,
     secure: bool,
     door: Option<front_door::Connection>,
+    /// Whether Redis has yet to say if it passes the limits of its route.
+    undecided: bool,
 }
 
 impl Service<Request> for Gateway {
@@ -116,9 +119,9 @@ impl Service<Request> for Gateway {
         // Warm-up comes from inside and has no peer.
         let peer =
             request.peer_addr().unwrap_or(SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0));
-        let exchange = Exchange::begin(head, peer.ip(), connection.map(|it| it.door.begin()));
+        let mut exchange = Exchange::begin(head, peer.ip(), connection.map(|it| it.door.begin()));
         let unrouted = Counted { metrics: self.shared.registry.unrouted(), name: None };
-        let ready = |response| Answering::Ready(Some(response));
+        let ready = |response| Answering::Ready(Some(self.shared.last_if_draining(response)));
 
         if let Some(code) = front_door::refusal(head) {
             let mut response = exchange.problem(code, None);
@@ -163,6 +166,17 @@ impl Service<Request> for Gateway {
             return ready(exchange.done(head, running.into(), response, CacheOutcome::None));
         }
 
+        // Warm-up is the gateway's own doing and counts for nobody.
+        let limits = running.limits.as_ref().filter(|_| request.peer_addr().is_some());
+        let verdict = match limits {
+            Some(limits) => limit::check(&self.shared, limits, head, &mut exchange),
+            None => Some(Verdict::Passes),
+        };
+        let undecided = verdict.is_none();
+        if let Some(Verdict::Refused(response)) = verdict {
+            return ready(exchange.done(head, running.into(), response, CacheOutcome::None));
+        }
+
         let query = effective_query(route, head);
         let cache_request = cache::serve::Request {
             method: &head.method,
@@ -176,11 +190,10 @@ impl Service<Request> for Gateway {
             },
             tenant: "",
         };
-        let hit = self.shared.cache.hit(&running.cache, &cache_request, Timestamp::now());
-        if let Some(Answer { mut response, outcome }) = hit {
-            if self.shared.readiness.is_draining() {
-                response.head_mut().set_connection_type(ConnectionType::Close);
-            }
+        if !undecided
+            && let Some(Answer { response, outcome }) =
+                self.shared.cache.hit(&running.cache, &cache_request, Timestamp::now())
+        {
             return ready(exchange.done(head, running.into(), response, outcome));
         }
 
@@ -194,15 +207,19 @@ impl Service<Request> for Gateway {
             peer,
             secure,
             door: connection.map(|it| it.door.clone()),
+            undecided,
         };
         let (shared, client) = (Arc::clone(&self.shared), Rc::clone(&self.client));
-        Answering::Later(Box::pin(answer(shared, client, request, exchange, routed)))
+        Answering::Later(Box::pin(async move {
+            let response = answer(&shared, client, request, exchange, routed).await;
+            shared.last_if_draining(response)
+        }))
     }
 }
 
 /// Everything that has to wait for somebody.
 async fn answer(
-    shared: Arc<Shared>,
+    shared: &Shared,
     client: Rc<Client>,
     mut request: Request,
     mut exchange: Exchange,
@@ -213,7 +230,28 @@ async fn answer(
     let running = snapshot.running(routed.index);
     let payload = request.take_payload();
     let head = request.head();
+    let cache_request = cache::serve::Request {
+        method: &head.method,
+        headers: head.headers(),
+        parts: Parts {
+            host: &routed.host,
+            path: &routed.path,
+            query: routed.query.as_deref(),
+            route: &route.name,
+            scope: "",
+        },
+        tenant: "",
+    };
 
+    if let Some(limits) = running.limits.as_ref().filter(|_| routed.undecided) {
+        if let Verdict::Refused(response) = limit::ask(shared, limits, &mut exchange).await {
+            return exchange.done(head, running.into(), response, CacheOutcome::None);
+        }
+        let hit = shared.cache.hit(&running.cache, &cache_request, Timestamp::now());
+        if let Some(Answer { response, outcome }) = hit {
+            return exchange.done(head, running.into(), response, outcome);
+        }
+    }
     let (upstream, rewrite) = match &route.action {
         Action::Respond { status, headers, body } => {
             let mut response = Response::with_body(*status, BoxBody::new(body.clone()));
@@ -269,21 +307,9 @@ async fn answer(
         };
         return exchange.done(head, running.into(), response, CacheOutcome::Bypass);
     }
-    let cache_request = cache::serve::Request {
-        method: &head.method,
-        headers: head.headers(),
-        parts: Parts {
-            host: &routed.host,
-            path: &routed.path,
-            query: routed.query.as_deref(),
-            route: &route.name,
-            scope: "",
-        },
-        tenant: "",
-    };
     let origin: Rc<dyn cache::origin::Origin> = Rc::new(origin);
     let resolved = shared.cache.resolve(&running.cache, &cache_request, &origin).await;
-    let (mut response, outcome) = match resolved {
+    let (response, outcome) = match resolved {
         Ok(Answer { response, outcome }) => (response, outcome),
         Err(failure) => {
             // What the client did wrong with its body explains a failed upstream request.
@@ -295,9 +321,6 @@ async fn answer(
             (response, CacheOutcome::None)
         }
     };
-    if shared.readiness.is_draining() {
-        response.head_mut().set_connection_type(ConnectionType::Close);
-    }
     exchange.done(head, running.into(), response, outcome)
 }
 

@@ -9,6 +9,7 @@ use arc_swap::ArcSwapOption;
 
 use crate::{
     cache::{RouteCache, policy::Rules, stats::RouteStats},
+    limits::RouteLimits,
     proxy::Upstreams,
     routes::{CacheRule, Route, RouteTable},
     telemetry::metrics::{Registry, RouteMetrics},
@@ -27,6 +28,8 @@ pub struct Snapshot {
 pub struct Running {
     pub cache: Arc<RouteCache>,
     pub metrics: Arc<RouteMetrics>,
+    /// `None` where the route has no limit.
+    pub limits: Option<Arc<RouteLimits>>,
 }
 
 impl Snapshot {
@@ -93,7 +96,12 @@ impl Running {
                 .map_or_else(|| Arc::new(RouteStats::default()), |it| Arc::clone(&it.cache.stats)),
             varies: ArcSwapOption::default(),
         };
-        Self { cache: Arc::new(cache), metrics: registry.route(&route.name) }
+        let limits = RouteLimits::of(route, previous.and_then(|it| it.limits.as_deref()));
+        Self {
+            cache: Arc::new(cache),
+            metrics: registry.route(&route.name),
+            limits: limits.map(Arc::new),
+        }
     }
 }
 

@@ -14,7 +14,7 @@ use crate::{
 
 /// Writes down what it is told.
 #[derive(Default)]
-struct Diary(Mutex<Vec<String>>);
+pub(crate) struct Diary(Mutex<Vec<String>>);
 
 impl Diary {
     fn lines(&self) -> Vec<String> {
@@ -25,7 +25,7 @@ impl Diary {
         self.0.lock().expect("no panic").push(line);
     }
 
-    async fn has(&self, line: &str, limit: Duration) {
+    pub(crate) async fn has(&self, line: &str, limit: Duration) {
         let what = format!("the listener was told {line}");
         eventually(&what, limit, || async { self.lines().last().is_some_and(|it| it == line) })
             .await;
@@ -46,7 +46,7 @@ impl Listener for Diary {
     }
 }
 
-fn listen(redis: &Redis) -> Arc<Diary> {
+pub(crate) fn listen(redis: &Redis) -> Arc<Diary> {
     let diary = Arc::new(Diary::default());
     redis.subscribe(vec!["one".to_owned(), "two".to_owned()], Arc::clone(&diary) as _);
     diary

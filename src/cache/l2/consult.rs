@@ -6,7 +6,7 @@ use actix_http::header::{HeaderMap, HeaderName};
 use bytes::Bytes;
 
 use super::{
-    Counts, L2,
+    L2,
     codec::{self, Stored},
 };
 use crate::cache::{
@@ -70,9 +70,10 @@ impl Cache {
     pub async fn consult(&self, l2: &L2, question: &Question<'_>) -> Result<Consulted, Error> {
         let began = Instant::now();
         let consulted = self.ask(l2, question).await;
-        l2.counts.took(began.elapsed());
+        l2.stats.lookups.add(1);
+        l2.stats.lookup_microseconds.add(began.elapsed().as_micros() as u64);
         if consulted.is_err() {
-            Counts::add(&l2.counts.errors, 1);
+            l2.stats.errors.add(1);
         }
         consulted
     }
@@ -157,13 +158,13 @@ impl Cache {
             (Some(own), found) => {
                 own.set_verified(now);
                 let hit = found.is_some();
-                Counts::add(if hit { &l2.counts.hits } else { &l2.counts.misses }, 1);
+                if hit { &l2.stats.hits } else { &l2.stats.misses }.add(1);
                 return;
             }
             (None, Some(found)) => self.adopt(key, found, now),
-            (None, None) => return Counts::add(&l2.counts.misses, 1),
+            (None, None) => return l2.stats.misses.add(1),
         }
-        Counts::add(&l2.counts.hits, 1);
+        l2.stats.hits.add(1);
     }
 
     fn adopt(&self, key: &Key, found: Entry, now: Timestamp) {

@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use super::{Counts, L2, codec, lease::Lease};
+use super::{L2, codec, lease::Lease};
 use crate::cache::{
     Cache,
     clock::Timestamp,
@@ -52,7 +52,7 @@ impl Cache {
         }
         let weight = u32::try_from(entry.body_length()).unwrap_or(u32::MAX).max(1);
         let Ok(_permit) = Arc::clone(&l2.in_flight).try_acquire_many_owned(weight) else {
-            return Counts::add(&l2.counts.shed, 1);
+            return l2.stats.shed.add(1);
         };
         let skew = l2.coherence.skew();
         let value = if entry.body_length() < LARGE {
@@ -75,14 +75,18 @@ impl Cache {
         };
         match l2.remote.put(&put).await {
             Ok(()) => {
-                lease.map(Lease::was_released);
-                Counts::add(&l2.counts.stored, 1);
-                Counts::add(&l2.counts.stored_bytes, value.len() as u64);
+                if let Some(lease) = lease {
+                    lease.was_released();
+                }
+                l2.stats.stored.add(1);
+                l2.stats.stored_bytes.add(value.len() as u64);
             }
             Err(_) => {
                 // Who waits would not find it there: each instance asks for itself.
-                lease.map(|lease| lease.end(Outcome::Unshared));
-                Counts::add(&l2.counts.errors, 1);
+                if let Some(lease) = lease {
+                    lease.end(Outcome::Unshared);
+                }
+                l2.stats.errors.add(1);
             }
         }
     }

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use tokio::time::timeout;
 
 use super::{
-    Consulted, Counts, L2,
+    Consulted, L2,
     lease::{Lease, PATIENCE},
 };
 use crate::cache::remote::{Lead, Outcome};
@@ -40,7 +40,7 @@ impl L2 {
                 }
                 Ok(Lead::Busy { remaining }) => {
                     if !std::mem::replace(&mut counted, true) {
-                        Counts::add(&self.counts.awaited, 1);
+                        self.stats.awaited.add(1);
                     }
                     let patience = PATIENCE.saturating_sub(began.elapsed());
                     match timeout((remaining + SLACK).min(patience), &mut landing).await {
@@ -53,7 +53,7 @@ impl L2 {
                     }
                 }
                 Err(_) => {
-                    Counts::add(&self.counts.errors, 1);
+                    self.stats.errors.add(1);
                     return Turn::Lead(None);
                 }
             }

@@ -166,9 +166,7 @@ impl Remote for RedisRemote {
         Box::pin(async move {
             let renew = &self.scripts.renew;
             let lease = self.lease(name);
-            self.redis
-                .script(renew.key(lease).arg(token).arg(millis(LEASE)).arg(&self.inboxes))
-                .await
+            self.redis.script(renew.key(lease).arg(token).arg(millis(LEASE))).await
         })
     }
 
@@ -220,6 +218,14 @@ impl Remote for RedisRemote {
                 )
                 .await?;
             Ok(Beat { time: Timestamp(time), generation, members: shared(members) })
+        })
+    }
+
+    fn leave(&self) -> Reply<'_, ()> {
+        Box::pin(async move {
+            let mut leave = Cmd::new();
+            leave.arg("ZREM").arg(&self.instances).arg(self.redis.instance());
+            self.redis.command(&leave).await
         })
     }
 

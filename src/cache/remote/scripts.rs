@@ -9,7 +9,7 @@ use crate::{
         coherence::{position, record::Record},
         l2::codec,
     },
-    redis::Script,
+    redis::{Script, lease::HOLDS},
 };
 
 /// Records that the log keeps. Who was away for more of them starts over with an empty memory.
@@ -90,13 +90,9 @@ return flat
 /// A lease's value is its owner's token, followed by the instances that wait.
 const LEASES: &str = "
 local INBOX = ARGV[#ARGV]
-local function is_owner(lease, token)
-  local value = redis.call('GET', lease)
-  return value and string.sub(value, 1, #token) == token, value
-end
 local function release(lease, token, outcome)
-  local owner, value = is_owner(lease, token)
-  if not owner then return end
+  local held, value = holds(lease, token)
+  if not held then return end
   redis.call('DEL', lease)
   for instance in string.gmatch(string.sub(value, #token + 1), '%S+') do
     redis.call('PUBLISH', INBOX .. instance, 'L ' .. lease .. ' ' .. outcome)
@@ -110,12 +106,12 @@ if ARGV[4] == '' then
 elseif redis.call('GETRANGE', KEYS[2], 0, #ARGV[4] - 1) ~= ARGV[4] then
   return -1
 end
-local value = redis.call('GET', KEYS[1])
+local held, value = holds(KEYS[1], ARGV[1])
+if held then return 0 end
 if not value then
   redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
   return 0
 end
-if string.sub(value, 1, #ARGV[1]) == ARGV[1] then return 0 end
 if not string.find(value, ' ' .. ARGV[3], 1, true) then
   redis.call('SET', KEYS[1], value .. ' ' .. ARGV[3], 'KEEPTTL')
 end
@@ -123,7 +119,7 @@ return math.max(redis.call('PTTL', KEYS[1]), 1)
 ";
 
 const RENEW: &str = "
-if is_owner(KEYS[1], ARGV[1]) then redis.call('PEXPIRE', KEYS[1], ARGV[2]) end
+if holds(KEYS[1], ARGV[1]) then redis.call('PEXPIRE', KEYS[1], ARGV[2]) end
 ";
 
 const RELEASE: &str = "
@@ -132,10 +128,12 @@ release(KEYS[1], ARGV[1], ARGV[2])
 
 /// Never puts an older response in place of a younger: eight bytes of it are the generation it was filled at.
 const PUT: &str = "
+local form = string.sub(ARGV[4], 1, 3)
 local function filled_at(key)
-  local head = redis.call('GETRANGE', key, FILLED_AT, FILLED_AT + 7)
-  if #head < 8 then return 0, 0 end
-  return struct.unpack('>I4I4', head)
+  local head = redis.call('GETRANGE', key, 0, FILLED_AT + 7)
+  -- What has another form is of no use to anybody.
+  if #head < FILLED_AT + 8 or string.sub(head, 1, 3) ~= form then return 0, 0 end
+  return struct.unpack('>I4I4', string.sub(head, FILLED_AT + 1))
 end
 -- In two halves: a number has 53 bits here.
 local high, low = struct.unpack('>I4I4', ARGV[3])
@@ -163,7 +161,7 @@ pub struct Scripts {
     pub history: Script,
     /// Keys: lease, entry. Arguments: token, milliseconds, instance, what was seen.
     pub lead: Script,
-    /// Keys: lease. Arguments: token, milliseconds, prefix of inboxes.
+    /// Keys: lease. Arguments: token, milliseconds.
     pub renew: Script,
     /// Keys: lease. Arguments: token, outcome, prefix of inboxes.
     pub release: Script,
@@ -189,10 +187,10 @@ impl Scripts {
             record: script(ANYWAY, &[LOG, RECORD]),
             beat: script(ANYWAY, &[LOG, BEAT]),
             history: script(ANYWAY, &[LOG, HISTORY]),
-            lead: script(ANYWAY, &[LEAD]),
-            renew: script(ANYWAY, &[LEASES, RENEW]),
-            release: script(ANYWAY, &[LEASES, RELEASE]),
-            put: script(USUAL, &[LEASES, PUT]),
+            lead: script(ANYWAY, &[HOLDS, LEAD]),
+            renew: script(ANYWAY, &[HOLDS, RENEW]),
+            release: script(ANYWAY, &[HOLDS, LEASES, RELEASE]),
+            put: script(USUAL, &[HOLDS, LEASES, PUT]),
         }
     }
 }

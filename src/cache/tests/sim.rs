@@ -282,6 +282,12 @@ impl Remote for Port {
         }))
     }
 
+    fn leave(&self) -> Reply<'_, ()> {
+        Box::pin(self.sim.call(move |state| {
+            state.mailboxes.remove(&self.name);
+        }))
+    }
+
     fn history(&self, applied: u64) -> Reply<'_, History> {
         Box::pin(self.sim.call(move |state| {
             state.begin();

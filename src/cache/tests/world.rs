@@ -86,7 +86,7 @@ impl World {
 
     /// Requests that were served from what another instance had stored.
     pub fn shared_hits(&self) -> u64 {
-        let hits = |lab: &Lab| lab.cache.l2().unwrap().counts.hits.load(Ordering::Relaxed);
+        let hits = |lab: &Lab| lab.cache.l2().unwrap().stats.hits.get();
         self.labs.iter().map(hits).sum()
     }
 

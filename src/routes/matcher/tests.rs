@@ -35,6 +35,7 @@ fn route(spec: &Spec) -> Arc<Route> {
         request: HeaderRules::default(),
         response: HeaderRules::default(),
         max_body: 0,
+        limits: Vec::new(),
         cache: None,
         invalidates: Vec::new(),
     })
