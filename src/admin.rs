@@ -5,6 +5,9 @@
 //! client can reach it.
 
 mod cache;
+mod data;
+mod entries;
+mod events;
 mod guard;
 
 use std::{net::TcpListener, sync::Arc};
@@ -17,12 +20,14 @@ use actix_web::{
     middleware::from_fn,
     web::{self, Data, JsonConfig},
 };
+use actix_http::header::HeaderMap;
 use serde::Serialize;
+use tokio_util::sync::CancellationToken;
 use tracing_actix_web::TracingLogger;
 
 pub use self::guard::Token;
 use crate::{
-    cache::{Cache, stats},
+    cache::{Cache, RouteCache, stats},
     problem::{self, Code},
     proxy::UpstreamStatus,
     telemetry::{
@@ -35,8 +40,27 @@ use crate::{
 pub trait Inspect: Send + Sync {
     fn routes(&self) -> Vec<RouteView>;
     fn upstreams(&self) -> Vec<UpstreamStatus>;
+    /// The route that a `GET` for a URL takes, or the one of this name, and the query as its key has it.
+    fn asked(&self, target: &Target<'_>, headers: &HeaderMap) -> Option<Asked>;
     /// Why the routes file on disk is not in use, if it is not.
     fn refused_routes(&self) -> Option<String>;
+}
+
+/// What the operator asks about.
+#[derive(Debug)]
+pub struct Target<'a> {
+    pub host: &'a str,
+    pub path: &'a str,
+    pub query: Option<&'a str>,
+    /// By its name, whatever would match.
+    pub route: Option<&'a str>,
+}
+
+/// What a request would ask the cache.
+#[derive(Debug)]
+pub struct Asked {
+    pub route: Arc<RouteCache>,
+    pub query: Option<String>,
 }
 
 /// One route, as the operator sees it.
@@ -59,6 +83,8 @@ pub struct Context {
     pub registry: Arc<Registry>,
     pub gateway: Arc<dyn Inspect>,
     pub token: Option<Token>,
+    /// Ends what would go on for ever.
+    pub stopping: CancellationToken,
 }
 
 /// Serves the admin side on `listener`, with one worker.
@@ -81,6 +107,12 @@ pub fn serve(context: Context, listener: TcpListener) -> std::io::Result<Server>
                 web::scope("/admin/v1")
                     .route("/cache/purge", web::post().to(cache::purge))
                     .route("/cache/stats", web::get().to(cache::stats))
+                    .route("/cache/entry", web::get().to(entries::entry))
+                    .route("/data", web::get().to(data::list))
+                    .route("/data", web::delete().to(data::clear))
+                    .route("/data/{key:.+}", web::get().to(data::show))
+                    .route("/data/{key:.+}", web::delete().to(data::delete))
+                    .route("/events", web::get().to(events::follow))
                     .route("/routes", web::get().to(routes))
                     .route("/upstreams", web::get().to(upstreams)),
             )

@@ -29,6 +29,7 @@ mod fetch;
 mod fill;
 mod flight;
 mod forward;
+pub mod inspect;
 pub mod key;
 pub mod l1;
 pub mod l2;
@@ -52,7 +53,6 @@ use actix_http::{
     body::{BodySize, BoxBody, MessageBody},
     header::{ACCEPT_ENCODING, HeaderMap, HeaderName},
 };
-use arc_swap::ArcSwapOption;
 use bytes::Bytes;
 use futures_util::Stream;
 
@@ -65,7 +65,7 @@ use self::{
     flight::Flights,
     key::KeyRef,
     l1::{L1, Slot, Usage},
-    l2::L2,
+    l2::{L2, Varies},
     origin::Failure,
     policy::Rules,
     purge::{Ledger, Mode, Selector, Verdict},
@@ -93,8 +93,7 @@ pub struct RouteCache {
     /// Request headers to vary on besides those that responses name.
     pub vary: Vec<HeaderName>,
     pub stats: Arc<RouteStats>,
-    /// What the last response that varied varied on: a guess that saves a round trip.
-    pub varies: ArcSwapOption<Vec<HeaderName>>,
+    pub varies: Varies,
 }
 
 /// The cache of a process, shared by its workers.
