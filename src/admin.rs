@@ -12,15 +12,15 @@ mod guard;
 
 use std::{net::TcpListener, sync::Arc};
 
+use actix_http::header::HeaderMap;
 use actix_web::{
     App, HttpResponse, HttpServer,
     dev::Server,
     error::InternalError,
     http::header::CONTENT_TYPE,
     middleware::from_fn,
-    web::{self, Data, JsonConfig},
+    web::{self, Data, JsonConfig, QueryConfig},
 };
-use actix_http::header::HeaderMap;
 use serde::Serialize;
 use tokio_util::sync::CancellationToken;
 use tracing_actix_web::TracingLogger;
@@ -97,6 +97,10 @@ pub fn serve(context: Context, listener: TcpListener) -> std::io::Result<Server>
         App::new()
             .app_data(Data::new(context.clone()))
             .app_data(JsonConfig::default().error_handler(|error, _| {
+                let response = bad_request(&error.to_string());
+                InternalError::from_response(error, response).into()
+            }))
+            .app_data(QueryConfig::default().error_handler(|error, _| {
                 let response = bad_request(&error.to_string());
                 InternalError::from_response(error, response).into()
             }))

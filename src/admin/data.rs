@@ -34,19 +34,15 @@ pub(super) struct Selection {
 }
 
 impl Selection {
-    fn limit(&self) -> Result<usize, HttpResponse> {
-        match self.limit.unwrap_or(USUAL) {
-            limit @ 1..=MOST => Ok(limit),
-            _ => Err(bad_request(&format!("`limit`: expected 1 to {MOST}"))),
-        }
-    }
-
-    fn check(&self) -> Result<(), HttpResponse> {
+    /// How many keys are asked for.
+    fn limit(&self) -> Result<usize, String> {
         let is_long = |text: &str| text.len() > LONGEST;
         if is_long(&self.cursor) || self.pattern.as_deref().is_some_and(is_long) {
-            return Err(bad_request("`pattern` or `cursor` is too long"));
+            return Err("`pattern` or `cursor` is too long".to_owned());
         }
-        Ok(())
+        let limit = self.limit.unwrap_or(USUAL);
+        let is_legal = (1..=MOST).contains(&limit);
+        is_legal.then_some(limit).ok_or_else(|| format!("`limit`: expected 1 to {MOST}"))
     }
 }
 
@@ -54,9 +50,9 @@ impl Selection {
 ///
 /// A page may be empty and yet have a next one: what is sought may be rare.
 pub(super) async fn list(query: Query<Selection>, context: Data<Context>) -> HttpResponse {
-    let limit = match query.check().and_then(|()| query.limit()) {
+    let limit = match query.limit() {
         Ok(limit) => limit,
-        Err(refusal) => return refusal,
+        Err(reason) => return bad_request(&reason),
     };
     let pattern = query.pattern.as_deref().unwrap_or("*");
     match context.cache.data().keys(pattern, &query.cursor, limit).await {
@@ -68,9 +64,9 @@ pub(super) async fn list(query: Query<Selection>, context: Data<Context>) -> Htt
 /// `DELETE /admin/v1/data?pattern=&cursor=&limit=`: deletes what matches, on all instances, about so
 /// many at a time.
 pub(super) async fn clear(query: Query<Selection>, context: Data<Context>) -> HttpResponse {
-    let limit = match query.check().and_then(|()| query.limit()) {
+    let limit = match query.limit() {
         Ok(limit) => limit,
-        Err(refusal) => return refusal,
+        Err(reason) => return bad_request(&reason),
     };
     let Some(pattern) = &query.pattern else { return bad_request("`pattern` is missing") };
     match context.cache.data().clear(pattern, &query.cursor, limit).await {
@@ -89,9 +85,9 @@ pub(super) async fn clear(query: Query<Selection>, context: Data<Context>) -> Ht
 /// `GET /admin/v1/data/{key}`: a value, and how many seconds it has left. A session's value is shown to
 /// nobody.
 pub(super) async fn show(key: Path<String>, context: Data<Context>) -> HttpResponse {
-    let key = match parse(&key) {
+    let key: DataKey = match key.parse() {
         Ok(key) => key,
-        Err(refusal) => return refusal,
+        Err(error) => return invalid(error),
     };
     let Some(shown) = context.cache.data().show(&key).await else {
         return problem(Code::NotFound, Some("there is no such value"));
@@ -110,24 +106,22 @@ pub(super) async fn show(key: Path<String>, context: Data<Context>) -> HttpRespo
 
 /// `DELETE /admin/v1/data/{key}`: deletes a value on all instances, whether it is there or not.
 pub(super) async fn delete(key: Path<String>, context: Data<Context>) -> HttpResponse {
-    let key = match parse(&key) {
+    let key: DataKey = match key.parse() {
         Ok(key) => key,
-        Err(refusal) => return refusal,
+        Err(error) => return invalid(error),
     };
     let changed = context.cache.data().delete(&key).await;
     tracing::info!(%key, "data deleted");
     HttpResponse::Ok().json(json!({ "shared": changed.shared, "missing": changed.missing }))
 }
 
-fn parse(key: &str) -> Result<DataKey, HttpResponse> {
-    key.parse().map_err(|error: InvalidKey| bad_request(&error.to_string()))
+fn invalid(error: InvalidKey) -> HttpResponse {
+    bad_request(&error.to_string())
 }
 
 fn failed(error: &Error) -> HttpResponse {
     match error {
         Error::Failed(reason) => bad_request(reason),
-        Error::Away | Error::ReadOnly | Error::OutOfMemory => {
-            problem(Code::StoreUnavailable, None)
-        }
+        Error::Away | Error::ReadOnly | Error::OutOfMemory => problem(Code::StoreUnavailable, None),
     }
 }

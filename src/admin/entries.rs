@@ -32,18 +32,12 @@ pub(super) async fn entry(request: HttpRequest, context: Data<Context>) -> HttpR
         Err(reason) => return bad_request(&reason),
     };
     let host = cache::host(&url);
-    let target =
-        Target { host: &host, path: &path, query: url.query(), route: route.as_deref() };
+    let target = Target { host: &host, path: &path, query: url.query(), route: route.as_deref() };
     let Some(Asked { route, query }) = context.gateway.asked(&target, &headers) else {
         return problem(Code::NotFound, Some("there is no such route"));
     };
-    let parts = Parts {
-        host: &host,
-        path: &path,
-        query: query.as_deref(),
-        route: &route.name,
-        scope: "",
-    };
+    let parts =
+        Parts { host: &host, path: &path, query: query.as_deref(), route: &route.name, scope: "" };
     let view = context.cache.inspect(&route, &parts, "", &headers).await;
     HttpResponse::Ok().json(json!({
         "host": host,

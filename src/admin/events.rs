@@ -36,18 +36,21 @@ fn events(watch: Watch, stopping: CancellationToken) -> impl Stream<Item = Bytes
     let mut beat = interval(BEAT);
     beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let state = (watch, stopping, beat);
-    stream::unfold(state, |(mut watch, stopping, mut beat): (Watch, CancellationToken, Interval)| {
-        async move {
-            let text = tokio::select! {
-                biased;
-                () = stopping.cancelled() => return None,
-                sight = watch.next() => text(&sight?),
-                // The first at once, so that the reader knows that it is heard.
-                _ = beat.tick() => ": still here\n\n".to_owned(),
-            };
-            Some((Bytes::from(text), (watch, stopping, beat)))
-        }
-    })
+    stream::unfold(
+        state,
+        |(mut watch, stopping, mut beat): (Watch, CancellationToken, Interval)| {
+            async move {
+                let text = tokio::select! {
+                    biased;
+                    () = stopping.cancelled() => return None,
+                    sight = watch.next() => text(&sight?),
+                    // The first at once, so that the reader knows that it is heard.
+                    _ = beat.tick() => ": still here\n\n".to_owned(),
+                };
+                Some((Bytes::from(text), (watch, stopping, beat)))
+            }
+        },
+    )
 }
 
 /// One event. JSON has no line breaks of its own.
@@ -76,7 +79,9 @@ fn named(selector: &Selector) -> Value {
         None => rest.to_owned(),
     };
     match selector {
-        Selector::Url { host, path, query: None } => json!({ "key": format!("http://{host}{path}") }),
+        Selector::Url { host, path, query: None } => {
+            json!({ "key": format!("http://{host}{path}") })
+        }
         Selector::Url { host, path, query: Some(query) } => {
             json!({ "key": format!("http://{host}{path}?{query}") })
         }

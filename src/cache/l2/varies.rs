@@ -128,7 +128,8 @@ mod tests {
 
     #[test]
     fn only_names_of_headers_are_learnt() {
-        let read = |texts: &[&str]| names(&texts.iter().map(ToString::to_string).collect::<Vec<_>>());
+        let read =
+            |texts: &[&str]| names(&texts.iter().map(ToString::to_string).collect::<Vec<_>>());
         assert_eq!(read(&["accept"]).map(|names| names.len()), Some(1));
         assert_eq!(read(&["accept", "no name"]), None);
         assert_eq!(read(&[]), None);
