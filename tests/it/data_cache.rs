@@ -14,9 +14,9 @@ use tokio_util::task::AbortOnDropHandle;
 use crate::{
     lab::{
         Answer, Connection, Fleet, Gateway, Origin, Redis, Request, Response, SOON, Seen,
-        eventually, wait_for, within,
+        eventually, redis::Cluster, wait_for, within,
     },
-    redis_link::{link, up},
+    redis_link::{config, link},
 };
 
 /// Of every request: otherwise each gateway would have keys of its own.
@@ -30,8 +30,11 @@ struct Instance {
 
 impl Instance {
     async fn join(server: &Redis) -> Self {
-        let redis = link(&server.url());
-        up(&redis).await;
+        Self::over(link(&server.url())).await
+    }
+
+    async fn over(redis: Arc<portway::redis::Redis>) -> Self {
+        eventually("all of Redis is there", SOON, || async { redis.health().up }).await;
         let settings = Settings { l1_max_bytes: 1 << 20, max_object_bytes: 1 << 10 };
         let remote = RedisRemote::new(redis);
         // Long: whatever it still has after a change, it would serve.
@@ -117,6 +120,30 @@ async fn a_value_from_before_an_invalidation_is_dead_wherever_it_lies() {
     for instance in [&a, &b] {
         assert_eq!(instance.data().get(&two).await, Some("new".to_owned()));
     }
+}
+
+#[actix_rt::test]
+async fn a_cluster_keeps_values_on_all_its_nodes() {
+    let cluster = Cluster::start(Redis::options(), false).await;
+    let nodes = [("REDIS_CLUSTER_NODES", &*cluster.addresses())];
+    let instances = [
+        Instance::over(portway::redis::Redis::start(&config(&nodes))).await,
+        Instance::over(portway::redis::Redis::start(&config(&nodes))).await,
+    ];
+    let [a, b] = instances.each_ref().map(Instance::data);
+    let many: Vec<_> = (0..60).map(|id| key(Kind::Access, &id.to_string())).collect();
+    let values: Vec<_> = many.iter().zip(0_u64..).collect();
+    assert!(a.set_many(&values).await.expect("they are kept").shared);
+    assert!(b.get_many::<u64>(&many).await.into_iter().zip(0..).all(|(got, id)| got == Some(id)));
+    for node in &cluster.nodes {
+        assert_ne!(node.command(&["DBSIZE"]).await, "0");
+    }
+    assert!(b.delete(&many[0]).await.shared);
+    assert!(!a.exists(&many[0]).await);
+    assert_eq!(a.increment(&many[0], 1).await.expect("it counts"), 1);
+    assert_eq!(b.increment(&many[0], 1).await.expect("it counts"), 2);
+    let refused = a.keys("*", "", 10).await.expect_err("a cursor is one node's");
+    assert!(refused.to_string().contains("Cluster"), "{refused}");
 }
 
 #[actix_rt::test]
