@@ -5,24 +5,29 @@
 //! client can reach it.
 
 mod cache;
+mod data;
+mod entries;
+mod events;
 mod guard;
 
 use std::{net::TcpListener, sync::Arc};
 
+use actix_http::header::HeaderMap;
 use actix_web::{
     App, HttpResponse, HttpServer,
     dev::Server,
     error::InternalError,
     http::header::CONTENT_TYPE,
     middleware::from_fn,
-    web::{self, Data, JsonConfig},
+    web::{self, Data, JsonConfig, QueryConfig},
 };
 use serde::Serialize;
+use tokio_util::sync::CancellationToken;
 use tracing_actix_web::TracingLogger;
 
 pub use self::guard::Token;
 use crate::{
-    cache::{Cache, stats},
+    cache::{Cache, RouteCache, stats},
     problem::{self, Code},
     proxy::UpstreamStatus,
     telemetry::{
@@ -35,8 +40,27 @@ use crate::{
 pub trait Inspect: Send + Sync {
     fn routes(&self) -> Vec<RouteView>;
     fn upstreams(&self) -> Vec<UpstreamStatus>;
+    /// The route that a `GET` for a URL takes, or the one of this name, and the query as its key has it.
+    fn asked(&self, target: &Target<'_>, headers: &HeaderMap) -> Option<Asked>;
     /// Why the routes file on disk is not in use, if it is not.
     fn refused_routes(&self) -> Option<String>;
+}
+
+/// What the operator asks about.
+#[derive(Debug)]
+pub struct Target<'a> {
+    pub host: &'a str,
+    pub path: &'a str,
+    pub query: Option<&'a str>,
+    /// By its name, whatever would match.
+    pub route: Option<&'a str>,
+}
+
+/// What a request would ask the cache.
+#[derive(Debug)]
+pub struct Asked {
+    pub route: Arc<RouteCache>,
+    pub query: Option<String>,
 }
 
 /// One route, as the operator sees it.
@@ -59,6 +83,8 @@ pub struct Context {
     pub registry: Arc<Registry>,
     pub gateway: Arc<dyn Inspect>,
     pub token: Option<Token>,
+    /// Ends what would go on for ever.
+    pub stopping: CancellationToken,
 }
 
 /// Serves the admin side on `listener`, with one worker.
@@ -74,6 +100,10 @@ pub fn serve(context: Context, listener: TcpListener) -> std::io::Result<Server>
                 let response = bad_request(&error.to_string());
                 InternalError::from_response(error, response).into()
             }))
+            .app_data(QueryConfig::default().error_handler(|error, _| {
+                let response = bad_request(&error.to_string());
+                InternalError::from_response(error, response).into()
+            }))
             .wrap(from_fn(guard::check))
             .wrap(TracingLogger::default())
             .route("/metrics", web::get().to(metrics))
@@ -81,6 +111,12 @@ pub fn serve(context: Context, listener: TcpListener) -> std::io::Result<Server>
                 web::scope("/admin/v1")
                     .route("/cache/purge", web::post().to(cache::purge))
                     .route("/cache/stats", web::get().to(cache::stats))
+                    .route("/cache/entry", web::get().to(entries::entry))
+                    .route("/data", web::get().to(data::list))
+                    .route("/data", web::delete().to(data::clear))
+                    .route("/data/{key:.+}", web::get().to(data::show))
+                    .route("/data/{key:.+}", web::delete().to(data::delete))
+                    .route("/events", web::get().to(events::follow))
                     .route("/routes", web::get().to(routes))
                     .route("/upstreams", web::get().to(upstreams)),
             )

@@ -7,6 +7,7 @@ use std::{
     time::Duration,
 };
 
+use actix_http::{Method, header::HeaderMap};
 use actix_server::Server;
 use anyhow::Context as _;
 use arc_swap::ArcSwap;
@@ -18,7 +19,7 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
 use crate::{
-    admin::{self, Inspect, RouteView},
+    admin::{self, Asked, Inspect, RouteView, Target},
     cache::{
         self, Cache,
         clock::Timestamp,
@@ -29,7 +30,7 @@ use crate::{
     limits::Limits,
     proxy::{self, UpstreamStatus},
     redis::Redis,
-    routes::{self, Action, RouteTable},
+    routes::{self, Action, Found, Params, RouteTable},
     server::{Readiness, Shared, listen, metrics, snapshot::Snapshot, tls::Certificate, warm},
     telemetry::metrics::Registry,
 };
@@ -113,6 +114,7 @@ impl App {
             registry,
             gateway: Arc::new(View(Arc::clone(&shared))),
             token: config.admin.token.as_ref().map(|token| admin::Token::new(token.expose())),
+            stopping: shared.draining.clone(),
         };
         let admin = admin::serve(context, admin_listener)?;
 
@@ -356,6 +358,28 @@ impl Inspect for View {
 
     fn upstreams(&self) -> Vec<UpstreamStatus> {
         self.0.snapshot.load().upstreams.status()
+    }
+
+    fn asked(&self, target: &Target<'_>, headers: &HeaderMap) -> Option<Asked> {
+        let snapshot = self.0.snapshot.load();
+        let Target { host, path, query, route } = *target;
+        let index = match route {
+            Some(name) => snapshot.table.routes.iter().position(|it| *it.name == *name)?,
+            None => {
+                let mut params = Params::default();
+                match snapshot.table.find(&Method::GET, host, path, headers, &mut params) {
+                    Found::Route(index, _) => index,
+                    Found::MethodNotAllowed(_) | Found::NotFound => return None,
+                }
+            }
+        };
+        let rule = snapshot.table.routes[index].cache.as_ref();
+        let query = match rule.and_then(|rule| rule.query.as_deref()) {
+            Some(names) => cache::key::named_query(query, names),
+            None => query.map(Into::into),
+        };
+        let route = Arc::clone(&snapshot.running(index).cache);
+        Some(Asked { route, query: query.map(Into::into) })
     }
 
     fn refused_routes(&self) -> Option<String> {

@@ -8,7 +8,8 @@
 //! | [`entry`], [`l1`] | one stored response; the bounded map of them |
 //! | [`l2`] | the second tier, where there are other instances |
 //! | [`purge`] | what was invalidated, and since when |
-//! | [`coherence`] | how all instances come to know that |
+//! | [`coherence`], [`purger`] | how all instances come to know that |
+//! | [`data`] | what the gateway itself looks up, kept on the same two tiers |
 //! | [`remote`] | the store they share: a trait, and Redis behind it |
 //! | `flight`, `fill` | one fetch for many requests; a response on its way into the store |
 //! | [`serve`], `resolve`, `fetch`, `pump`, `forward`, `respond` | the way of a request through all that |
@@ -22,11 +23,13 @@
 pub mod clock;
 pub mod coherence;
 mod compress;
+pub mod data;
 pub mod entry;
 mod fetch;
 mod fill;
 mod flight;
 mod forward;
+pub mod inspect;
 pub mod key;
 pub mod l1;
 pub mod l2;
@@ -35,6 +38,7 @@ pub mod origin;
 pub mod policy;
 mod pump;
 pub mod purge;
+pub mod purger;
 pub mod remote;
 mod resolve;
 mod respond;
@@ -49,22 +53,23 @@ use actix_http::{
     body::{BodySize, BoxBody, MessageBody},
     header::{ACCEPT_ENCODING, HeaderMap, HeaderName},
 };
-use arc_swap::ArcSwapOption;
 use bytes::Bytes;
 use futures_util::Stream;
 
 use self::{
     clock::Timestamp,
     coherence::{Coherence, Purged},
+    data::DataCache,
     entry::Entry,
     fill::Budget,
     flight::Flights,
     key::KeyRef,
     l1::{L1, Slot, Usage},
-    l2::L2,
+    l2::{L2, Varies},
     origin::Failure,
     policy::Rules,
     purge::{Ledger, Mode, Selector, Verdict},
+    purger::{Purger, Watch},
     remote::Remote,
     respond::Handling,
     serve::Answer,
@@ -88,13 +93,8 @@ pub struct RouteCache {
     /// Request headers to vary on besides those that responses name.
     pub vary: Vec<HeaderName>,
     pub stats: Arc<RouteStats>,
-    /// What the last response that varied varied on: a guess that saves a round trip.
-    pub varies: ArcSwapOption<Vec<HeaderName>>,
+    pub varies: Varies,
 }
-
-/// How long a purge waits for other instances to confirm it. One that is this late is most likely gone,
-/// and a write must not wait for it; it stops relying on its memory by itself.
-const CONFIRM: Duration = Duration::from_millis(500);
 
 /// The cache of a process, shared by its workers.
 #[derive(Debug)]
@@ -102,6 +102,8 @@ pub struct Cache {
     settings: Settings,
     l1: L1,
     ledger: Arc<Ledger>,
+    purger: Arc<Purger>,
+    data: Arc<DataCache>,
     flights: Arc<Flights>,
     /// Where there are other instances.
     l2: Option<L2>,
@@ -138,11 +140,16 @@ impl Cache {
 
     fn build(settings: Settings, ledger: Arc<Ledger>, l2: Option<L2>) -> Self {
         let Settings { l1_max_bytes, max_object_bytes } = settings;
+        let coherence = l2.as_ref().map(|l2| Arc::clone(&l2.coherence));
+        let purger = Arc::new(Purger::new(Arc::clone(&ledger), coherence));
+        let store = l2.as_ref().map(|l2| Arc::clone(&l2.remote));
         let budget = |part: u64| Arc::new(Budget::new((l1_max_bytes / part).max(max_object_bytes)));
         Self {
             settings,
             l1: L1::new(l1_max_bytes, max_object_bytes),
             ledger,
+            data: Arc::new(DataCache::new(Arc::clone(&purger), store)),
+            purger,
             flights: Arc::default(),
             l2,
             known: budget(4),
@@ -157,18 +164,19 @@ impl Cache {
 
     /// Invalidates what `selectors` name, on all instances.
     ///
-    /// When it returns, no instance that confirmed serves as fresh again what was stored, or fetched,
-    /// before. It waits for them, for at most [`CONFIRM`]; it fails never.
+    /// See [`Purger::purge`].
     pub async fn purge(&self, selectors: &[Selector], mode: Mode) -> Purged {
-        match &self.l2 {
-            Some(l2) => l2.coherence.purge(selectors, mode, CONFIRM).await,
-            None => Purged {
-                number: self.ledger.purge(selectors, mode),
-                confirmed: 1,
-                missing: Vec::new(),
-                recorded: true,
-            },
-        }
+        self.purger.purge(selectors, mode).await
+    }
+
+    /// Every purge from now on, as this instance applies it.
+    pub fn watch(&self) -> Watch {
+        self.purger.watch()
+    }
+
+    /// The data cache beside it.
+    pub fn data(&self) -> &Arc<DataCache> {
+        &self.data
     }
 
     /// Frees what no request can use any more: to be called about once a minute.
@@ -180,6 +188,7 @@ impl Cache {
             Slot::Unshared(unshared) => now < unshared.until,
             Slot::Variants(_) => true,
         });
+        self.data.sweep(now);
     }
 
     pub fn usage(&self) -> Usage {

@@ -56,6 +56,8 @@ pub enum Code {
     BadAdminRequest,
     /// The admin API has no such thing.
     NotFound,
+    /// The store that instances share cannot be asked.
+    StoreUnavailable,
     /// A defect of the gateway itself.
     Internal,
 }
@@ -77,9 +79,10 @@ impl Code {
             Self::MethodNotImplemented => StatusCode::NOT_IMPLEMENTED,
             Self::VersionNotSupported => StatusCode::HTTP_VERSION_NOT_SUPPORTED,
             Self::UpstreamUnreachable | Self::UpstreamInvalid => StatusCode::BAD_GATEWAY,
-            Self::NoHealthyTarget | Self::BreakerOpen | Self::Overloaded => {
-                StatusCode::SERVICE_UNAVAILABLE
-            }
+            Self::NoHealthyTarget
+            | Self::BreakerOpen
+            | Self::Overloaded
+            | Self::StoreUnavailable => StatusCode::SERVICE_UNAVAILABLE,
             Self::NotCached | Self::UpstreamTimeout => StatusCode::GATEWAY_TIMEOUT,
             Self::Internal => StatusCode::INTERNAL_SERVER_ERROR,
         }
@@ -109,6 +112,7 @@ impl Code {
             Self::Unauthorized => "unauthorized",
             Self::BadAdminRequest => "bad_admin_request",
             Self::NotFound => "not_found",
+            Self::StoreUnavailable => "store_unavailable",
             Self::Internal => "internal",
         }
     }
@@ -137,6 +141,7 @@ impl Code {
             Self::Unauthorized => "A valid token is needed",
             Self::BadAdminRequest => "The admin request cannot be read",
             Self::NotFound => "There is no such thing",
+            Self::StoreUnavailable => "The shared store cannot be asked",
             Self::Internal => "The gateway failed",
         }
     }

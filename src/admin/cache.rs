@@ -111,19 +111,19 @@ impl Purge {
     }
 }
 
-fn absolute(text: &str) -> Result<Url, String> {
+pub(super) fn absolute(text: &str) -> Result<Url, String> {
     let expected = || format!("`{text}` is not a URL: expected http://host/path?query");
     let url = Url::parse(text).map_err(|_| expected())?;
     if url.host_str().is_none() { Err(expected()) } else { Ok(url) }
 }
 
 /// A path as keys hold it.
-fn normal(path: &str) -> Result<String, String> {
+pub(super) fn normal(path: &str) -> Result<String, String> {
     path::normalize(path).map(Cow::into_owned).map_err(|error| format!("`{path}`: {error}"))
 }
 
 /// A host as keys hold it: without the scheme's own port.
-fn host(url: &Url) -> String {
+pub(super) fn host(url: &Url) -> String {
     let host = url.host_str().unwrap_or_default();
     match url.port() {
         Some(port) => format!("{host}:{port}"),
@@ -167,6 +167,7 @@ pub(super) async fn stats(context: Data<Context>) -> HttpResponse {
     });
     HttpResponse::Ok().json(json!({
         "l1": context.cache.usage(),
+        "data": context.cache.data().usage(),
         "l2": l2,
         "remembered_purges": context.cache.remembered_purges(),
         "routes": routes,

@@ -346,7 +346,9 @@ impl Fetch {
             return None;
         }
         let variants = Arc::new(Variants::new(self.primary.clone(), names, filled_at));
-        self.route.varies.store(Some(Arc::clone(&variants.names)));
+        if self.cache.l2.is_some() {
+            self.route.varied(&self.cache.data, &variants.names);
+        }
         l1.insert(self.primary.borrow(), Slot::Variants(Arc::clone(&variants)));
         Some(variants)
     }

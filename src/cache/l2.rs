@@ -7,6 +7,7 @@
 //! | `consult` | asks the second tier before the origin is asked |
 //! | `store` | puts there what was stored in the first |
 //! | `turn` | waits for another instance's fetch |
+//! | `varies` | a guess that saves a round trip |
 //!
 //! It is a help and never a need: away, slow, full or broken, a request goes on to the origin. It is
 //! asked only while this instance knows of every purge ([`Coherence::is_trusted`]), because purges do
@@ -17,6 +18,7 @@ mod consult;
 pub mod lease;
 mod store;
 mod turn;
+mod varies;
 
 use std::sync::Arc;
 
@@ -27,6 +29,7 @@ pub use self::{
     consult::{Consulted, Question},
     store::Stored,
     turn::Turn,
+    varies::Varies,
 };
 use super::{clock::Timestamp, coherence::Coherence, remote::Remote, stats::L2Stats};
 

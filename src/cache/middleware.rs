@@ -45,7 +45,6 @@ use actix_web::{
     Error, HttpResponse,
     dev::{Service, ServiceRequest, ServiceResponse, Transform, forward_ready},
 };
-use arc_swap::ArcSwapOption;
 use bytes::Bytes;
 use futures_util::{FutureExt as _, Stream, future::LocalBoxFuture};
 
@@ -53,6 +52,7 @@ use super::{
     Cache, RouteCache,
     clock::Timestamp,
     key::Parts,
+    l2::Varies,
     origin::{Ask, Body, Failure, Origin, Response},
     policy::Rules,
     serve::Request,
@@ -76,7 +76,7 @@ impl ResponseCache {
             rules: Rules::default(),
             vary: Vec::new(),
             stats: Arc::default(),
-            varies: ArcSwapOption::default(),
+            varies: Varies::default(),
         };
         Self { cache, route: Arc::new(route), tenant: None, tags: Rc::new([]) }
     }
@@ -85,7 +85,7 @@ impl ResponseCache {
     pub fn rules(mut self, rules: Rules) -> Self {
         let RouteCache { name, vary, stats, .. } = &*self.route;
         let (name, vary, stats) = (Arc::clone(name), vary.clone(), Arc::clone(stats));
-        let varies = ArcSwapOption::default();
+        let varies = Varies::default();
         self.route = Arc::new(RouteCache { name, rules, vary, stats, varies });
         self
     }

@@ -23,10 +23,11 @@ use std::sync::{
 
 use serde::{Deserialize, Serialize};
 
+#[cfg(test)]
+pub(super) use self::notes::Limits;
 use self::notes::Notes;
 pub use self::selector::Selector;
-#[cfg(test)]
-pub(super) use self::{notes::Limits, selector::glob_matches};
+pub(super) use self::selector::glob_matches;
 use super::{
     entry::{Entry, hash_text, hash_url},
     key,
@@ -112,10 +113,10 @@ impl Ledger {
         self.generation.store(noted, Ordering::Release);
     }
 
-    /// An entry that was filled elsewhere is about to be stored here: the next purge made here has to
-    /// come after it.
-    pub fn see(&self, entry: &Entry) {
-        self.seen.fetch_max(entry.filled_at, Ordering::AcqRel);
+    /// What was filled elsewhere, at `filled_at`, is about to be stored here: the next purge made here
+    /// has to come after it.
+    pub fn see(&self, filled_at: u64) {
+        self.seen.fetch_max(filled_at, Ordering::AcqRel);
     }
 
     /// Whether `entry` may still be served.
@@ -146,6 +147,28 @@ impl Ledger {
     pub fn purged_since(&self, generation: u64, expected: &Expected<'_>) -> bool {
         let notes = self.notes.read().unwrap_or_else(PoisonError::into_inner);
         notes.judge(expected, generation, generation) != Verdict::Live
+    }
+
+    /// Whether the value of the data cache whose key has the hash `key` may still be used. `checked` is
+    /// the generation at which that was last found, or at which it was filled.
+    pub fn data_is_live(&self, key: u64, filled_at: u64, checked: &AtomicU64) -> bool {
+        if checked.load(Ordering::Relaxed) == self.generation() {
+            return true;
+        }
+        let notes = self.notes.read().unwrap_or_else(PoisonError::into_inner);
+        // Read under the lock: notes up to this generation are all there.
+        let generation = self.generation();
+        let live = notes.judge_data(key, filled_at) == Verdict::Live;
+        if live {
+            checked.store(generation, Ordering::Relaxed);
+        }
+        live
+    }
+
+    /// Whether the value under `key` was purged after `generation`.
+    pub fn data_purged_since(&self, key: &str, generation: u64) -> bool {
+        let notes = self.notes.read().unwrap_or_else(PoisonError::into_inner);
+        notes.judge_data(hash_text(key), generation) != Verdict::Live
     }
 
     /// How many purges are remembered exactly, for the operator.

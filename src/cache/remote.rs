@@ -12,7 +12,7 @@ use std::{sync::Arc, time::Duration};
 use bytes::Bytes;
 use futures_util::future::LocalBoxFuture;
 
-use super::clock::Timestamp;
+use super::{clock::Timestamp, data::store::Store};
 use crate::problem::Code;
 pub use crate::redis::Error;
 
@@ -130,7 +130,7 @@ pub enum Event<'a> {
 }
 
 /// The shared store.
-pub trait Remote: Send + Sync {
+pub trait Remote: Store + Send + Sync {
     /// This instance's name.
     fn instance(&self) -> &str;
 

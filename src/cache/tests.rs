@@ -2,6 +2,7 @@
 
 mod codec;
 mod coherence;
+mod data;
 mod fills;
 mod flights;
 mod ledger;

@@ -5,10 +5,8 @@
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
-use arc_swap::ArcSwapOption;
-
 use crate::{
-    cache::{RouteCache, policy::Rules, stats::RouteStats},
+    cache::{RouteCache, l2::Varies, policy::Rules, stats::RouteStats},
     limits::RouteLimits,
     proxy::Upstreams,
     routes::{CacheRule, Route, RouteTable},
@@ -94,7 +92,7 @@ impl Running {
             vary: route.cache.as_ref().map(|rule| rule.vary.clone()).unwrap_or_default(),
             stats: previous
                 .map_or_else(|| Arc::new(RouteStats::default()), |it| Arc::clone(&it.cache.stats)),
-            varies: ArcSwapOption::default(),
+            varies: Varies::default(),
         };
         let limits = RouteLimits::of(route, previous.and_then(|it| it.limits.as_deref()));
         Self {

@@ -7,6 +7,7 @@ mod cache;
 mod cache_purge;
 mod cache_stale;
 mod config;
+mod data_cache;
 mod demo;
 mod fleet;
 mod front_door;

@@ -28,10 +28,13 @@ pub struct Consulted {
     pub seen: Bytes,
 }
 
+/// What responses vary on, if they do, and the one for a request.
+type Peeked = (Option<Vec<HeaderName>>, Option<Stored>);
+
 /// Who asks.
 #[derive(Debug, Clone, Copy)]
 pub struct Question<'a> {
-    pub route: &'a RouteCache,
+    pub route: &'a Arc<RouteCache>,
     pub tenant: &'a str,
     pub primary: &'a Key,
     /// Of the request: what its response varies on is selected by them.
@@ -86,8 +89,9 @@ impl Cache {
         // What other responses of the route vary on, this one probably does too.
         let guess = match &known {
             Some(known) => Some(Arc::clone(&known.names)),
-            None => question.route.varies.load_full(),
+            None => question.route.varies.guess(),
         };
+        question.route.learn(&self.data);
         let whole = question.whole();
         let mut names = vec![whole];
         names.extend(guess.iter().map(|guess| question.variant(guess)));
@@ -116,6 +120,22 @@ impl Cache {
         Ok(Consulted { name, seen: stamp(&value) })
     }
 
+    /// What is stored for the request, and what responses vary on. Changes nothing.
+    ///
+    /// # Errors
+    ///
+    /// When the store cannot be asked.
+    pub async fn peek(&self, l2: &L2, question: &Question<'_>) -> Result<Peeked, Error> {
+        let value = l2.remote.get(&[question.whole()]).await?.pop().flatten().unwrap_or_default();
+        let stored = self.decode(l2, question, question.primary, &value);
+        let Some(Stored::Variants { names, .. }) = stored else { return Ok((None, stored)) };
+        let name = question.variant(&names);
+        let value = l2.remote.get(&[name]).await?.pop().flatten().unwrap_or_default();
+        // Of a variant's key, what is stored depends on its beginning only, the primary key.
+        let stored = self.decode(l2, question, question.primary, &value);
+        Ok((Some(names), stored))
+    }
+
     fn decode(&self, l2: &L2, question: &Question<'_>, key: &Key, value: &[u8]) -> Option<Stored> {
         let (route, tenant) = (&question.route.name, question.tenant);
         let (skew, max) = (l2.coherence.skew(), self.settings.max_object_bytes);
@@ -134,7 +154,7 @@ impl Cache {
             return known;
         }
         let variants = Arc::new(Variants::new(question.primary.clone(), names, filled_at));
-        question.route.varies.store(Some(Arc::clone(&variants.names)));
+        question.route.varied(&self.data, &variants.names);
         let slot = Slot::Variants(Arc::clone(&variants));
         self.l1.insert(question.primary.borrow(), slot);
         variants
@@ -169,7 +189,7 @@ impl Cache {
 
     fn adopt(&self, key: &Key, found: Entry, now: Timestamp) {
         found.set_verified(now);
-        self.ledger.see(&found);
+        self.ledger.see(found.filled_at);
         self.l1.insert(key.borrow(), Slot::Entry(Arc::new(found)));
     }
 }

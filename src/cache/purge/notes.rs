@@ -29,7 +29,7 @@ pub struct Limits {
 }
 
 impl Default for Limits {
-    /// Together no more than 13 MiB.
+    /// Together no more than 15 MiB.
     fn default() -> Self {
         Self { exact: 1 << 16, buckets: 1 << 17, rules: 1024 }
     }
@@ -76,6 +76,7 @@ enum Kind {
     Route,
     Tag,
     Tenant,
+    Data,
 }
 
 /// A kind of thing, and the hash of which.
@@ -95,7 +96,7 @@ pub struct Notes {
     all: Marks,
     named: HashMap<Name, Marks>,
     /// By kind; each empty until there is something to fold.
-    folded: [Box<[Marks]>; 4],
+    folded: [Box<[Marks]>; 5],
     /// In the order in which they were last purged.
     rules: VecDeque<Rule>,
 }
@@ -115,6 +116,7 @@ impl Notes {
             Selector::Route(name) => (Kind::Route, hash_text(name)),
             Selector::Tag(tag) => (Kind::Tag, hash_text(tag)),
             Selector::Tenant(tenant) => (Kind::Tenant, hash_text(tenant)),
+            Selector::Data(key) => (Kind::Data, hash_text(key)),
             Selector::All => return self.all.note(generation, mode),
             Selector::Prefix { .. } | Selector::Pattern { .. } => {
                 return self.add_rule(selector, generation, noted, mode);
@@ -187,6 +189,11 @@ impl Notes {
             }
         }
         worst
+    }
+
+    /// What the notes say of a value of the data cache, by its key's hash.
+    pub fn judge_data(&self, key: u64, filled_at: u64) -> Verdict {
+        worse(self.all.judge(filled_at), self.marks((Kind::Data, key)).judge(filled_at))
     }
 
     fn marks(&self, name: Name) -> Marks {

@@ -14,6 +14,8 @@ pub enum Selector {
     Route(String),
     Tag(String),
     Tenant(String),
+    /// One value of the data cache, by its key.
+    Data(String),
     /// Every URL whose path and query start so; with a host, only there.
     Prefix {
         host: Option<String>,
@@ -36,7 +38,12 @@ impl Selector {
             Self::Pattern { host, glob } => {
                 on_host(host) && glob_matches(glob.as_bytes(), target.as_bytes())
             }
-            Self::Url { .. } | Self::Route(_) | Self::Tag(_) | Self::Tenant(_) | Self::All => false,
+            Self::Url { .. }
+            | Self::Route(_)
+            | Self::Tag(_)
+            | Self::Tenant(_)
+            | Self::Data(_)
+            | Self::All => false,
         }
     }
 }

@@ -22,7 +22,7 @@ use super::{
     scripts::{BATCH, Scripts, millis},
 };
 use crate::{
-    cache::{clock::Timestamp, coherence::Coherence},
+    cache::{clock::Timestamp, coherence::Coherence, data},
     problem::Code,
     redis::{Cmd, Listener, Redis},
 };
@@ -34,6 +34,7 @@ pub const LEASE: Duration = Duration::from_secs(2);
 pub struct RedisRemote {
     redis: Arc<Redis>,
     scripts: Scripts,
+    pub(in crate::cache) data: data::Scripts,
     log: String,
     instances: String,
     events: String,
@@ -46,6 +47,7 @@ impl RedisRemote {
         let namespace = redis.namespace();
         Arc::new(Self {
             scripts: Scripts::new(),
+            data: data::Scripts::new(),
             log: format!("{{{namespace}}}:purges"),
             instances: format!("{{{namespace}}}:instances"),
             events: format!("{namespace}:events"),
@@ -58,6 +60,10 @@ impl RedisRemote {
     pub fn listen(&self, coherence: Arc<Coherence>) {
         let inbox = format!("{}{}", self.inboxes, self.redis.instance());
         self.redis.subscribe(vec![self.events.clone(), inbox], Arc::new(Ears(coherence)));
+    }
+
+    pub(in crate::cache) fn link(&self) -> &Redis {
+        &self.redis
     }
 
     fn key(&self, name: &Name) -> String {

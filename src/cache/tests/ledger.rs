@@ -64,7 +64,7 @@ const PATHS: [&str; 4] = ["/a/1", "/a/2", "/b/1", "/b/2"];
 
 fn selector(kind: u8, which: usize) -> Selector {
     let host = None;
-    match kind % 7 {
+    match kind % 8 {
         0 => {
             Selector::Url { host: "a.test".to_owned(), path: PATHS[which].to_owned(), query: None }
         }
@@ -73,6 +73,7 @@ fn selector(kind: u8, which: usize) -> Selector {
         3 => Selector::Pattern { host, glob: format!("*{}", &PATHS[which][2..]) },
         4 => Selector::Route("r".to_owned()),
         5 => Selector::Tenant("another".to_owned()),
+        6 => Selector::Data(PATHS[which].to_owned()),
         _ => Selector::All,
     }
 }
@@ -83,7 +84,7 @@ fn names(selector: &Selector, path: &str) -> bool {
         Selector::Prefix { path: it, .. } => path.starts_with(it),
         Selector::Pattern { glob, .. } => path.ends_with(&glob[1..]),
         Selector::Route(_) | Selector::All => true,
-        Selector::Tenant(_) => false,
+        Selector::Tenant(_) | Selector::Data(_) => false,
     }
 }
 

@@ -9,6 +9,11 @@ use std::{
 use super::{world::stroll, *};
 use crate::cache::{
     coherence::{Coherence, record::Record},
+    data::{
+        DataKey,
+        store::{Page, Put as DataPut, Store},
+    },
+    purge::glob_matches,
     remote::{Beat, Error, Event, History, Lead, Name, Outcome, Put, Recorded, Remote, Reply},
 };
 
@@ -45,6 +50,8 @@ struct Lease {
 #[derive(Default)]
 struct State {
     values: HashMap<Name, (Bytes, u64)>,
+    data: HashMap<DataKey, (Bytes, u64)>,
+    counters: HashMap<DataKey, i64>,
     leases: HashMap<Name, Lease>,
     log: Vec<(u64, Vec<u8>)>,
     mailboxes: HashMap<Arc<str>, Mailbox>,
@@ -293,5 +300,44 @@ impl Remote for Port {
     fn confirm<'a>(&'a self, instance: &'a str, applied: u64) -> Reply<'a, ()> {
         let message = Message::Confirmed(Arc::clone(&self.name), applied);
         Box::pin(self.sim.call(move |state| state.tell(instance, message)))
+    }
+}
+
+impl Store for Port {
+    fn read<'a>(&'a self, key: &'a DataKey) -> Reply<'a, Option<Bytes>> {
+        Box::pin(self.sim.call(|state| state.data.get(key).map(|(value, _)| value.clone())))
+    }
+
+    fn write<'a>(&'a self, put: &'a DataPut<'a>) -> Reply<'a, ()> {
+        Box::pin(self.sim.call(move |state| {
+            let slot = state.data.entry(put.key.clone()).or_default();
+            if slot.1 < put.filled_at + u64::from(put.wins) {
+                *slot = (Bytes::copy_from_slice(put.value), put.filled_at);
+            }
+        }))
+    }
+
+    fn remove<'a>(&'a self, key: &'a DataKey, before: u64) -> Reply<'a, ()> {
+        Box::pin(self.sim.call(move |state| {
+            if state.data.get(key).is_some_and(|(_, filled_at)| *filled_at < before) {
+                state.data.remove(key);
+            }
+        }))
+    }
+
+    fn count<'a>(&'a self, key: &'a DataKey, by: i64, _: Duration) -> Reply<'a, i64> {
+        Box::pin(self.sim.call(move |state| {
+            let count = state.counters.entry(key.clone()).or_default();
+            *count += by;
+            *count
+        }))
+    }
+
+    fn scan<'a>(&'a self, glob: &'a str, _: &'a str, _: usize) -> Reply<'a, Page> {
+        Box::pin(self.sim.call(move |state| {
+            let keys = state.data.keys().map(ToString::to_string);
+            let keys = keys.filter(|key| glob_matches(glob.as_bytes(), key.as_bytes())).collect();
+            Page { keys, next: None }
+        }))
     }
 }
