@@ -94,7 +94,6 @@ fn headers() -> HeaderMap {
     [
         ("content-type", "application/json"),
         ("cache-control", "public, max-age=3600"),
-        ("date", "Sun, 22 Nov 2026 12:00:00 GMT"),
         ("etag", "\"5f3a-62bd1c9a\""),
         ("vary", ""),
         ("x-request-id", "0190c5a2-7b1e-7c3d-9d43-0242ac120002"),
