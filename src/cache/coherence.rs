@@ -54,6 +54,8 @@ const MAX_PENDING: usize = 1024;
 pub struct Purged {
     /// Its generation in the log; not in the log, the one it comes after.
     pub number: u64,
+    /// Its number in this instance's ledger: what is filled at it comes right after this purge.
+    pub noted: u64,
     /// Instances that have applied it, this one among them.
     pub confirmed: usize,
     /// Instances that should have and did not say so in time.
@@ -75,8 +77,10 @@ pub struct Coherence {
     position: Mutex<Position>,
     confirmations: Confirmations,
     members: Mutex<Vec<Arc<str>>>,
-    /// Members of a store that has forgotten them, and until when they have to be reckoned with.
-    forgotten: Mutex<Option<(Vec<Arc<str>>, Timestamp)>>,
+    /// Other instances, and when they were last heard.
+    heard: Mutex<HashMap<Arc<str>, Timestamp>>,
+    /// The store forgot its members at some time before; milliseconds since the epoch.
+    forgot_until: AtomicU64,
     /// Purges the store did not take yet.
     pending: Mutex<Vec<Record>>,
     /// Who wants to hear how far this instance is.
@@ -106,7 +110,8 @@ impl Coherence {
             position: Mutex::default(),
             confirmations: Confirmations::default(),
             members: Mutex::default(),
-            forgotten: Mutex::default(),
+            heard: Mutex::default(),
+            forgot_until: AtomicU64::new(0),
             pending: Mutex::default(),
             asking: Mutex::default(),
             landings: Mutex::default(),
@@ -209,12 +214,13 @@ impl Coherence {
                 others.dedup();
                 others.retain(|it| **it != *from);
                 let rest = deadline.saturating_duration_since(tokio::time::Instant::now());
-                let missing = self.confirmations.wait(&others, recorded.generation, rest).await;
+                let missing = self.confirmations.wait(&others, generation, rest).await;
                 if !missing.is_empty() {
                     self.stats.unconfirmed.add(1);
                 }
                 Purged {
-                    number: recorded.generation,
+                    number: generation,
+                    noted: position::in_ledger(generation),
                     confirmed: 1 + others.len() - missing.len(),
                     missing,
                     recorded: true,
@@ -224,7 +230,7 @@ impl Coherence {
                 self.stats.unconfirmed.add(1);
                 self.defer(record);
                 let missing = self.members().into_iter().filter(|it| **it != *from).collect();
-                Purged { number: known, confirmed: 1, missing, recorded: false }
+                Purged { number: known, noted: local, confirmed: 1, missing, recorded: false }
             }
         }
     }
@@ -251,11 +257,13 @@ impl Coherence {
     /// Instances that took part before the store forgot everything, as long as they may not have
     /// noticed.
     fn forgotten(&self) -> Vec<Arc<str>> {
-        let forgotten = lock(&self.forgotten);
-        match &*forgotten {
-            Some((instances, until)) if Timestamp::now() < *until => instances.clone(),
-            _ => Vec::new(),
+        let now = Timestamp::now();
+        if now.0 >= self.forgot_until.load(Ordering::Acquire) {
+            return Vec::new();
         }
+        let heard = lock(&self.heard);
+        let lately = heard.iter().filter(|(_, at)| now < at.after(LEASE));
+        lately.map(|(instance, _)| Arc::clone(instance)).collect()
     }
 
     fn defer(&self, record: Record) {
@@ -302,6 +310,7 @@ impl Coherence {
                     position.heard(number, generation);
                 } else {
                     position.end(generation);
+                    lock(&self.heard).insert(instance.into(), Timestamp::now());
                 }
                 if position.is_behind() {
                     self.note_gap();
@@ -348,7 +357,8 @@ impl Coherence {
         self.stats.applied.add(1);
         if record.from.is_empty() {
             // The log was begun anew: so was the list of who takes part.
-            *lock(&self.forgotten) = Some((self.members(), Timestamp::now().after(LEASE)));
+            let until = Timestamp::now().after(LEASE);
+            self.forgot_until.store(until.0, Ordering::Release);
         } else if record.from != self.remote.instance() {
             lock(&self.asking).insert(record.from.as_str().into(), generation);
             self.work.notify_one();

@@ -149,7 +149,7 @@ impl DataCache {
         for (keys, jsons) in keys.chunks(BATCH).zip(jsons.chunks(BATCH)) {
             // First the purge: what is put afterwards is younger than it.
             let purged = self.purge(keys).await;
-            let filled_at = self.purger.number(&purged);
+            let filled_at = purged.noted;
             let puts = keys.iter().zip(jsons);
             let put = stream::iter(puts)
                 .map(|(key, json)| self.keep(key, json.clone(), filled_at, true))
@@ -171,7 +171,7 @@ impl DataCache {
         let mut changed = Changed { shared: true, missing: Vec::new() };
         for keys in keys.chunks(BATCH) {
             let purged = self.purge(keys).await;
-            let before = self.purger.number(&purged);
+            let before = purged.noted;
             for key in keys {
                 self.memory.remove(key);
             }

@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use tokio::sync::broadcast;
 
 use super::{
-    coherence::{Coherence, Purged, position, record::Record},
+    coherence::{Coherence, Purged, record::Record},
     purge::{Ledger, Mode, Selector},
 };
 
@@ -60,8 +60,8 @@ impl Purger {
             }
             None => {
                 let number = self.ledger.purge(selectors, mode);
-                let purged = Purged { number, confirmed: 1, missing: Vec::new(), recorded: true };
-                ("", purged)
+                let missing = Vec::new();
+                ("", Purged { number, noted: number, confirmed: 1, missing, recorded: true })
             }
         };
         if self.coherence.is_none() || !purged.recorded {
@@ -70,15 +70,6 @@ impl Purger {
             let _ = self.here.send(Arc::new(record));
         }
         purged
-    }
-
-    /// The number of `purged` in the ledger: what is filled at it comes right after that purge.
-    pub fn number(&self, purged: &Purged) -> u64 {
-        if self.coherence.is_some() && purged.recorded {
-            position::in_ledger(purged.number)
-        } else {
-            purged.number
-        }
     }
 
     /// Every purge from now on, as this instance applies it.

@@ -6,7 +6,11 @@ use std::{
     time::Duration,
 };
 
-use super::{AGAIN, Coherence, lock, position, record::Record};
+use super::{
+    AGAIN, Coherence, lock,
+    position::{self, LEASE},
+    record::Record,
+};
 use crate::cache::{clock::Timestamp, remote::Error};
 
 /// How often an instance says that it lives.
@@ -53,6 +57,7 @@ impl Coherence {
         self.skew.store(midway as i64 - beat.time.0 as i64, Ordering::Relaxed);
         self.confirmations.retain(&beat.members);
         *lock(&self.members) = beat.members;
+        lock(&self.heard).retain(|_, at| sent < at.after(LEASE));
         let behind = {
             let mut position = lock(&self.position);
             position.end(beat.generation);
