@@ -85,7 +85,10 @@ impl Cache {
                 let soft = *verdict == Verdict::SoftlyPurged;
                 policy::reuse(&entry.lifetime, &control, now, soft)
             });
-            let covered = entry.as_ref().is_none_or(|(entry, _)| self.covers(entry, now));
+            // What the second tier has just said is good enough for this request, however short the
+            // lifetime of L1.
+            let covered = consulted.is_some()
+                || entry.as_ref().is_none_or(|(entry, _)| self.covers(entry, now));
             let stored = entry.map(|(entry, _)| entry);
             match (&stored, reuse) {
                 (Some(entry), Some(Reuse::Serve)) if covered => {
@@ -157,7 +160,7 @@ impl Cache {
                             return fetch(Some(leader)).run(request, origin, Ask::Whole).await;
                         }
                         Turn::Landed(Outcome::Stored | Outcome::Vanished) => {
-                            (asked, leading) = (false, Some(leader));
+                            (asked, consulted, leading) = (false, None, Some(leader));
                             waits += 1;
                         }
                         Turn::Landed(Outcome::Unshared) => {
