@@ -202,10 +202,16 @@ async fn hits(redis: &Arc<Redis>) -> bool {
 }
 
 async fn used(redis: &Redis) -> u64 {
-    let info: String = redis.command(cmd("INFO").arg("memory")).await.expect("Redis answers");
-    info.lines()
-        .find_map(|line| line.strip_prefix("used_memory:")?.trim().parse().ok())
-        .expect("INFO has it")
+    loop {
+        // A server that is emptying a million keys does not answer in time.
+        if let Ok(info) = redis.command::<String>(cmd("INFO").arg("memory")).await {
+            return info
+                .lines()
+                .find_map(|line| line.strip_prefix("used_memory:")?.trim().parse().ok())
+                .expect("INFO has it");
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
 }
 
 async fn memory(redis: &Arc<Redis>) -> bool {
