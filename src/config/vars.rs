@@ -58,12 +58,7 @@ impl<'s> Vars<'s> {
         name: &str,
         parse: impl FnOnce(&str) -> Result<T, Expected>,
     ) -> Option<T> {
-        let text = self.text(name)?;
-        parse(&text)
-            .map_err(|expected| {
-                self.mistake(format!("{name}={text:?} is not valid: expected {expected}"));
-            })
-            .ok()
+        self.parsed(name, parse, |text| format!("{name}={text:?}"))
     }
 
     /// Like [`Vars::optional`], for a variable whose value is never repeated.
@@ -72,10 +67,20 @@ impl<'s> Vars<'s> {
         name: &str,
         parse: impl FnOnce(&str) -> Result<T, Expected>,
     ) -> Option<T> {
+        self.parsed(name, parse, |_| name.to_owned())
+    }
+
+    /// `name` as `parse` understands it; a mistake calls it what `shown` makes of its text.
+    fn parsed<T>(
+        &mut self,
+        name: &str,
+        parse: impl FnOnce(&str) -> Result<T, Expected>,
+        shown: impl FnOnce(&str) -> String,
+    ) -> Option<T> {
         let text = self.text(name)?;
         parse(&text)
             .map_err(|expected| {
-                self.mistake(format!("{name} is not valid: expected {expected}"));
+                self.mistake(format!("{} is not valid: expected {expected}", shown(&text)));
             })
             .ok()
     }
