@@ -1,7 +1,7 @@
 //! Keeps the memory of many instances coherent: every purge reaches each of them.
 //!
 //! Purges are records of one log in the shared store, numbered by its clock. An instance applies them to
-//! its [`Ledger`](super::purge::Ledger) in their order, so that each knows the same generations and can
+//! its [`Ledger`] in their order, so that each knows the same generations and can
 //! judge any entry, whoever filled it. Messages bring the records within milliseconds; the log is the
 //! truth, and whoever missed a message reads it there. Who purges waits until every member has confirmed.
 //!

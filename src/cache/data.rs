@@ -3,7 +3,7 @@
 //! | module | |
 //! |---|---|
 //! | [`key`] | whose, what and which; lifetimes |
-//! | [`memory`] | the values of this instance |
+//! | `memory` | the values of this instance |
 //! | [`store`] | those that all instances share, and their form there; `redis` carries it out |
 //! | [`list`] | what is there, for the operator |
 //! | `flight` | one load for many callers |

@@ -52,7 +52,7 @@ impl Purger {
     /// Invalidates what `selectors` name, on all instances.
     ///
     /// When it returns, no instance that confirmed serves as fresh again what was stored, or fetched,
-    /// before. It waits for them, for at most [`CONFIRM`]; it fails never.
+    /// before. It waits for them, for at most half a second; it fails never.
     pub async fn purge(&self, selectors: &[Selector], mode: Mode) -> Purged {
         let (from, purged) = match &self.coherence {
             Some(coherence) => {

@@ -1,6 +1,6 @@
 //! The way of one request through the cache: look up, wait, fetch, validate, store.
 //!
-//! Decisions are made in [`super::policy`]; this module and [`super::resolve`] carry them out. A hit is
+//! Decisions are made in [`super::policy`]; this module and `resolve` carry them out. A hit is
 //! answered by [`Cache::hit`] without waiting for anything. Everything else is [`Cache::resolve`].
 
 use std::{sync::Arc, time::Duration};

@@ -2,7 +2,7 @@
 //!
 //! It is the limit where there is no Redis, and stands in for it while it is away.
 //!
-//! A part holds its keys in one array, chained by hash, and never more than its share of [`KEYS`].
+//! A part holds its keys in one array, chained by hash, and never more than its share of `KEYS`.
 //! A hand goes round that array with each new key: a key that does not count any more gives its place
 //! away. When the array is full, the hand goes on to the first key that
 //! nobody has asked for since it last came by, and that one is forgotten: its requests are counted
