@@ -77,7 +77,7 @@ pub struct Coherence {
     position: Mutex<Position>,
     confirmations: Confirmations,
     members: Mutex<Vec<Arc<str>>>,
-    /// Other instances, and when they were last heard.
+    /// Instances, and when they were last heard, or said by the store to take part.
     heard: Mutex<HashMap<Arc<str>, Timestamp>>,
     /// The store forgot its members at some time before; milliseconds since the epoch.
     forgot_until: AtomicU64,

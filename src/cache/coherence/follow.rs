@@ -56,8 +56,12 @@ impl Coherence {
         let midway = sent.0 + Timestamp::now().since(sent).as_millis() as u64 / 2;
         self.skew.store(midway as i64 - beat.time.0 as i64, Ordering::Relaxed);
         self.confirmations.retain(&beat.members);
+        {
+            let mut heard = lock(&self.heard);
+            heard.extend(beat.members.iter().map(|member| (Arc::clone(member), sent)));
+            heard.retain(|_, at| sent < at.after(LEASE));
+        }
         *lock(&self.members) = beat.members;
-        lock(&self.heard).retain(|_, at| sent < at.after(LEASE));
         let behind = {
             let mut position = lock(&self.position);
             position.end(beat.generation);
