@@ -122,9 +122,10 @@ impl Fetch {
         }
     }
 
-    /// What a response that varies on `variants` is called in the second tier.
-    fn name(&self, request: &Request<'_>, variants: Option<&Variants>) -> Name {
-        self.question(request).name(variants.map(|variants| &variants.names[..]))
+    /// What a response that varies on `variants` is called in the second tier, where there is one.
+    fn name(&self, request: &Request<'_>, variants: Option<&Variants>) -> Option<Name> {
+        self.cache.l2.as_ref()?;
+        Some(self.question(request).name(variants.map(|variants| &variants.names[..])))
     }
 
     /// The origin says that the stored response is still good (RFC 9111 section 4.3.4).
@@ -179,12 +180,10 @@ impl Fetch {
         });
         if matches!(decision, Decision::Store(_)) {
             self.cache.l1.insert(key.borrow(), Slot::Entry(Arc::clone(&entry)));
-            self.cache.put(Stored {
-                entry: Arc::clone(&entry),
-                name: self.name(request, variants.as_deref()),
-                variants,
-                lease: self.leader.as_ref().and_then(Leader::take_lease),
-            });
+            if let Some(name) = self.name(request, variants.as_deref()) {
+                let lease = self.leader.as_ref().and_then(Leader::take_lease);
+                self.cache.put(Stored { entry: Arc::clone(&entry), name, variants, lease });
+            }
             // Otherwise it may not be what the others asked for: they look again.
             if key == self.key {
                 self.announce(Landing::Validated(Arc::clone(&entry)));

@@ -47,8 +47,8 @@ pub(super) struct Pump {
     pub route: Arc<RouteCache>,
     pub tags: Vec<String>,
     pub tenant: String,
-    /// Of the response in the second tier.
-    pub name: Name,
+    /// Of the response in the second tier, where there is one.
+    pub name: Option<Name>,
     pub share: Share,
     /// To the leader, once the fill is abandoned.
     pub rest: mpsc::Sender<Result<Bytes, Failure>>,
@@ -119,12 +119,11 @@ impl Pump {
         };
         let entry = Arc::new(Entry::pack(&parts, body));
         self.cache.l1.insert(fill.key.borrow(), Slot::Entry(Arc::clone(&entry)));
-        self.cache.put(Stored {
-            entry: Arc::clone(&entry),
-            name: self.name,
-            variants: fill.variants.clone(),
-            lease: self.leader.as_ref().and_then(Leader::take_lease),
-        });
+        if let Some(name) = self.name {
+            let (entry, variants) = (Arc::clone(&entry), fill.variants.clone());
+            let lease = self.leader.as_ref().and_then(Leader::take_lease);
+            self.cache.put(Stored { entry, name, variants, lease });
+        }
         self.route.stats.stored.add(1);
         self.route.stats.stored_bytes.add(size);
         entry
