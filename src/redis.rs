@@ -150,6 +150,11 @@ impl Redis {
     }
 }
 
+/// A lifetime as commands take it. Redis refuses one of zero.
+pub(crate) fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX).max(1)
+}
+
 fn read<T: FromRedisValue>(value: Value) -> Result<T, Error> {
     from_redis_value(value).map_err(|error| Error::Failed(error.to_string()))
 }

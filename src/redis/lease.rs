@@ -8,7 +8,7 @@
 
 use std::{sync::LazyLock, time::Duration};
 
-use super::{Error, Redis, Script, cmd};
+use super::{Error, Redis, Script, cmd, millis};
 
 /// Lua: whether `token` holds the lease at `key`, and all that is kept there. The only place where that
 /// is decided. A space and more may follow the token, for whoever uses the lease.
@@ -143,11 +143,6 @@ fn token(redis: &Redis) -> Result<String, Error> {
     aws_lc_rs::rand::fill(&mut secret)
         .map_err(|_| Error::Failed("the system has no entropy".to_owned()))?;
     Ok(format!("{}-{:032x}", redis.instance(), u128::from_le_bytes(secret)))
-}
-
-fn millis(duration: Duration) -> u64 {
-    // Redis refuses a lifetime of zero.
-    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX).max(1)
 }
 
 #[cfg(test)]

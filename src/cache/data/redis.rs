@@ -20,7 +20,7 @@ use crate::{
         purge::glob_matches,
         remote::{Error, Reply, redis::RedisRemote},
     },
-    redis::{Cmd, Script},
+    redis::{Cmd, Script, millis},
 };
 
 /// Keys that one call looks at.
@@ -77,10 +77,6 @@ impl Scripts {
             count: script("", &[COUNT]),
         }
     }
-}
-
-fn millis(duration: Duration) -> u64 {
-    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX).max(1)
 }
 
 impl RedisRemote {

@@ -19,12 +19,12 @@ use bytes::Bytes;
 
 use super::{
     Beat, Digest, Error, Event, History, Lead, Name, Outcome, Put, Recorded, Remote, Reply,
-    scripts::{BATCH, Scripts, millis},
+    scripts::{BATCH, Scripts},
 };
 use crate::{
     cache::{clock::Timestamp, coherence::Coherence, data},
     problem::Code,
-    redis::{Cmd, Listener, Redis},
+    redis::{Cmd, Listener, Redis, millis},
 };
 
 /// How long the leader of a fetch is not replaced; it renews the lease while it waits for the origin.
@@ -131,7 +131,7 @@ impl Remote for RedisRemote {
                         .arg(outcome_text(Outcome::Stored))
                         .arg(&put.filled_at.to_be_bytes()[..])
                         .arg(put.value)
-                        .arg(millis(put.keep).max(1))
+                        .arg(millis(put.keep))
                         .arg(put.variants.unwrap_or_default())
                         .arg(&self.inboxes),
                 )

@@ -2,14 +2,12 @@
 //!
 //! Fixed texts: whatever varies comes as a key or an argument.
 
-use std::time::Duration;
-
 use crate::{
     cache::{
         coherence::{position, record::Record},
         l2::codec,
     },
-    redis::{Script, lease::HOLDS},
+    redis::{Script, lease::HOLDS, millis},
 };
 
 /// Records that the log keeps. Who was away for more of them starts over with an empty memory.
@@ -193,8 +191,4 @@ impl Scripts {
             put: script(USUAL, &[HOLDS, LEASES, PUT]),
         }
     }
-}
-
-pub fn millis(duration: Duration) -> u64 {
-    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
