@@ -349,7 +349,7 @@ impl Inspect for View {
                     Action::Proxy { upstream, .. } => {
                         Some(snapshot.table.upstreams[*upstream].name.to_string())
                     }
-                    Action::Respond { .. } => None,
+                    Action::Respond { .. } | Action::Sql(_) => None,
                 },
                 cache: running.cache.stats.snapshot(),
             })

@@ -46,8 +46,136 @@ pub enum Action {
         /// The path sent upstream; `None` sends it as it came.
         rewrite: Option<Template>,
     },
+    /// A statement against the database.
+    Sql(Box<SqlRule>),
     /// A fixed response.
     Respond { status: StatusCode, headers: Vec<(HeaderName, HeaderValue)>, body: bytes::Bytes },
+}
+
+/// One statement and what it takes, as declared.
+#[derive(Debug, Clone, PartialEq)]
+pub struct SqlRule {
+    pub access: Access,
+    /// As written, with `:name` where parameters go.
+    pub text: Box<str>,
+    /// The one row as an object, or 404; otherwise a list.
+    pub one: bool,
+    /// More rows than this are an error.
+    pub max_rows: u32,
+    pub page: Option<Page>,
+    pub params: Vec<Param>,
+}
+
+/// Which nodes a statement may run on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Access {
+    /// A replica that has caught up, or the primary; in a session that refuses writes.
+    Read,
+    /// The primary.
+    Write,
+}
+
+/// Pagination by keyset: a page begins after the last row of the one before it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Page {
+    /// Columns of the result that order it; together they are unique.
+    pub keys: Vec<PageKey>,
+    /// Rows of a page where the request names no `limit`.
+    pub limit: u32,
+    /// The most a request may ask for.
+    pub max: u32,
+}
+
+/// One column that orders a paginated result.
+#[derive(Debug, Clone, PartialEq)]
+pub struct PageKey {
+    pub column: Box<str>,
+    pub kind: ParamType,
+    pub descending: bool,
+}
+
+/// One named value of a statement.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Param {
+    /// What the statement calls it, without the colon.
+    pub name: Box<str>,
+    pub source: ParamSource,
+    pub kind: ParamType,
+    /// A list of values of that type.
+    pub array: bool,
+    pub presence: Presence,
+}
+
+/// Where a value comes from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ParamSource {
+    /// A placeholder of the route's path.
+    Path(Box<str>),
+    Query(Box<str>),
+    Header(HeaderName),
+    /// A field of a JSON object or of a form.
+    Body(Box<str>),
+    CallerId,
+    CallerTenant,
+}
+
+/// What a value has to be. Bounds include their ends.
+#[derive(Debug, Clone)]
+pub enum ParamType {
+    Integer {
+        min: i64,
+        max: i64,
+    },
+    Number {
+        min: Option<f64>,
+        max: Option<f64>,
+    },
+    Boolean,
+    /// Length in characters.
+    Text {
+        min: usize,
+        max: usize,
+        pattern: Option<regex::Regex>,
+    },
+    Uuid,
+    /// RFC 3339.
+    Timestamp,
+    Date,
+    Json,
+    Enum(Vec<Box<str>>),
+}
+
+impl PartialEq for ParamType {
+    /// Patterns are equal when they are written alike.
+    fn eq(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Integer { min, max }, Self::Integer { min: other_min, max: other_max }) => {
+                (min, max) == (other_min, other_max)
+            }
+            (Self::Number { min, max }, Self::Number { min: other_min, max: other_max }) => {
+                (min, max) == (other_min, other_max)
+            }
+            (
+                Self::Text { min, max, pattern },
+                Self::Text { min: other_min, max: other_max, pattern: other_pattern },
+            ) => {
+                let text = |it: &Option<regex::Regex>| it.as_ref().map(|it| it.as_str().to_owned());
+                (min, max) == (other_min, other_max) && text(pattern) == text(other_pattern)
+            }
+            (Self::Enum(words), Self::Enum(other)) => words == other,
+            _ => std::mem::discriminant(self) == std::mem::discriminant(other),
+        }
+    }
+}
+
+/// What happens where a request has no value.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Presence {
+    Required,
+    /// It is NULL.
+    Optional,
+    /// It is this, written as it would be in a query; checked when the file is read.
+    Default(Box<str>),
 }
 
 /// Header changes: first `remove`, then `set`.

@@ -262,6 +262,10 @@ async fn answer(
             return exchange.done(head, running.into(), response, CacheOutcome::None);
         }
         Action::Proxy { upstream, rewrite } => (*upstream, rewrite),
+        Action::Sql(_) => {
+            let response = exchange.problem(Code::Internal, None);
+            return exchange.done(head, running.into(), response, CacheOutcome::None);
+        }
     };
     // The table and its upstreams are built together, so the index is there.
     let Some(upstream) = snapshot.upstreams.get(upstream) else {
