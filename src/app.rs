@@ -27,6 +27,7 @@ use crate::{
         remote::redis::RedisRemote,
     },
     config::{CacheConfig, Config, TlsFiles},
+    db::Db,
     limits::Limits,
     proxy::{self, UpstreamStatus},
     redis::Redis,
@@ -66,17 +67,20 @@ impl App {
     ///
     /// # Errors
     ///
-    /// When an address cannot be bound or the certificate cannot be read.
+    /// When an address cannot be bound, the certificate cannot be read, or a database URL has parts that
+    /// are not known.
     pub fn build(config: Config, table: RouteTable) -> anyhow::Result<Self> {
         let registry = Arc::new(Registry::default());
         let snapshot = Snapshot::build(table, config.cache.default_ttl, &registry, None);
         let redis = config.redis.as_ref().map(Redis::start);
+        let db = Db::start(&config.database)?;
         let mut background = Vec::new();
         let cache = cache(&config.cache, redis.as_ref(), &mut background);
         let shared = Arc::new(Shared {
             cache: Arc::clone(&cache),
             limits: Limits::new(redis.clone()),
             redis,
+            db,
             snapshot: ArcSwap::from_pointee(snapshot),
             trusted_proxies: config.server.trusted_proxies.clone(),
             upstream_tls: proxy::client_config().context("TLS to upstreams")?,
@@ -221,6 +225,8 @@ impl App {
         if let Some(l2) = self.shared.cache.l2() {
             l2.coherence.leave().await;
         }
+        // Whoever could still ask it is gone.
+        self.shared.db.close(LINGER).await;
         admin.stop(true).await;
         admin_task.abort();
         tracing::info!("stopped");

@@ -7,6 +7,7 @@
 
 mod admin;
 mod cache;
+mod database;
 mod log;
 mod redis;
 mod routes;
@@ -18,6 +19,7 @@ mod vars;
 
 pub use admin::AdminConfig;
 pub use cache::CacheConfig;
+pub use database::{DatabaseConfig, DatabaseUrl};
 pub use log::{LogConfig, LogFormat};
 pub use redis::{Address, Login, RedisConfig, Servers};
 pub use routes::RoutesConfig;
@@ -37,6 +39,7 @@ pub struct Config {
     pub cache: CacheConfig,
     /// None: this instance shares nothing with others.
     pub redis: Option<RedisConfig>,
+    pub database: DatabaseConfig,
     pub log: LogConfig,
 }
 
@@ -47,14 +50,6 @@ const UNREAD: &[&str] = &[
     "PORTWAY_ROLE",
     "JOB_CONCURRENCY",
     "REDIS_QUEUE_URL",
-    "DATABASE_URL",
-    "DATABASE_READ_REPLICA_URL",
-    "DATABASE_READ_REPLICA_ENABLED",
-    "DATABASE_REPLICA_MAX_LAG",
-    "DATABASE_POOL_SIZE",
-    "DATABASE_HEALTH_INTERVAL",
-    "DATABASE_QUERY_TIMEOUT",
-    "DATABASE_MIGRATE",
     "ENCRYPTION_KEYS",
     "SESSION_TTL",
     "OTEL_EXPORTER_OTLP_ENDPOINT",
@@ -75,6 +70,7 @@ impl Config {
             routes: RoutesConfig::read(&mut vars),
             cache: CacheConfig::read(&mut vars),
             redis: RedisConfig::read(&mut vars),
+            database: DatabaseConfig::read(&mut vars),
             log: LogConfig::read(&mut vars),
             server,
         };

@@ -24,7 +24,7 @@ use tokio_util::sync::CancellationToken;
 
 pub use self::health::Readiness;
 use self::snapshot::Snapshot;
-use crate::{cache::Cache, limits::Limits, redis::Redis, telemetry::metrics::Registry};
+use crate::{cache::Cache, db::Db, limits::Limits, redis::Redis, telemetry::metrics::Registry};
 
 /// What the workers of one process share.
 pub struct Shared {
@@ -32,6 +32,7 @@ pub struct Shared {
     pub limits: Limits,
     /// None: this instance shares nothing with others.
     pub redis: Option<Arc<Redis>>,
+    pub db: Db,
     pub snapshot: ArcSwap<Snapshot>,
     pub trusted_proxies: Vec<IpNet>,
     pub upstream_tls: Arc<rustls::ClientConfig>,

@@ -44,7 +44,7 @@ impl RedisConfig {
         let given = ["REDIS_URL", "REDIS_CLUSTER_NODES", "REDIS_HOST"].map(|n| is_set(vars, n));
         let parts = ["REDIS_PORT", "REDIS_DB"].map(|name| (name, is_set(vars, name)));
 
-        let enabled = vars.optional("REDIS_ENABLED", boolean);
+        let enabled = vars.optional("REDIS_ENABLED", values::boolean);
         let namespace = vars.value("CACHE_NAMESPACE", "portway".to_owned(), namespace);
         let password = vars.optional("REDIS_PASSWORD", |text| Ok(Secret::new(text)));
         let url = vars.secret("REDIS_URL", url::target);
@@ -100,10 +100,6 @@ impl RedisConfig {
         let config = Self { servers, tls, login, db, namespace };
         (enabled != Some(false)).then_some(config)
     }
-}
-
-fn boolean(text: &str) -> Result<bool, Expected> {
-    text.parse().map_err(|_| "true or false".to_owned())
 }
 
 /// Braces would be a hash tag, which puts every key of a Redis Cluster on one node.

@@ -73,6 +73,11 @@ where
     }
 }
 
+/// `true` or `false`.
+pub(crate) fn boolean(text: &str) -> Result<bool, Expected> {
+    text.parse().map_err(|_| "true or false".to_owned())
+}
+
 /// An IP address, IPv6 without brackets.
 pub(crate) fn ip_address(text: &str) -> Result<IpAddr, Expected> {
     text.parse().map_err(|_| "an IP address such as 127.0.0.1 or ::1".to_owned())

@@ -14,8 +14,8 @@ const RANKS: &[&[&str]] = &[
     &["app"],
     &["server"],
     &["admin"],
-    &["proxy", "cache", "limits"],
-    &["routes", "redis"],
+    &["proxy", "cache", "limits", "sql"],
+    &["routes", "redis", "db"],
     &["config", "problem", "telemetry"],
 ];
 
