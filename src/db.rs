@@ -27,12 +27,12 @@ use std::{sync::Arc, time::Duration};
 
 use sqlx::{Postgres, Sqlite};
 
-pub use backend::Backend;
+pub use backend::{Backend, Rows, Statement};
 pub use error::Error;
 pub use pool::PoolStatus;
 pub use position::Position;
 pub use router::Router;
-pub use session::{Read, Session, Tx, Write};
+pub use session::{Read, Run, Session, Tx, Write};
 pub use status::{Counts, DatabaseStatus, NodeStatus};
 pub use topology::{Role, State};
 

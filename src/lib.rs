@@ -15,4 +15,5 @@ pub mod proxy;
 pub mod redis;
 pub mod routes;
 pub mod server;
+pub mod sql;
 pub mod telemetry;

@@ -58,6 +58,22 @@ pub enum Code {
     NotFound,
     /// The store that instances share cannot be asked.
     StoreUnavailable,
+    /// Parameters are missing or cannot be read as their types.
+    InvalidParameters,
+    /// The body is in a form that parameters cannot be read from.
+    UnsupportedMediaType,
+    /// A constraint of the database keeps another row in the way.
+    Conflict,
+    /// The values can be read, but a rule of the route or of the database does not allow them.
+    Unprocessable,
+    /// No node of the database can do it now.
+    DatabaseUnavailable,
+    /// The database did not answer in time.
+    DatabaseTimeout,
+    /// The write may have happened or not.
+    WriteOutcomeUnknown,
+    /// The statement gives more than the route allows.
+    ResultTooLarge,
     /// A defect of the gateway itself.
     Internal,
 }
@@ -66,7 +82,9 @@ impl Code {
     /// The status a client gets.
     pub const fn status(self) -> StatusCode {
         match self {
-            Self::MalformedRequest | Self::BadAdminRequest => StatusCode::BAD_REQUEST,
+            Self::MalformedRequest | Self::BadAdminRequest | Self::InvalidParameters => {
+                StatusCode::BAD_REQUEST
+            }
             Self::Unauthorized => StatusCode::UNAUTHORIZED,
             Self::NoRoute | Self::NotFound => StatusCode::NOT_FOUND,
             Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
@@ -76,15 +94,22 @@ impl Code {
             Self::HeadersTooLarge => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
             Self::ExpectationFailed => StatusCode::EXPECTATION_FAILED,
             Self::RateLimited => StatusCode::TOO_MANY_REQUESTS,
+            Self::UnsupportedMediaType => StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            Self::Conflict => StatusCode::CONFLICT,
+            Self::Unprocessable => StatusCode::UNPROCESSABLE_ENTITY,
             Self::MethodNotImplemented => StatusCode::NOT_IMPLEMENTED,
             Self::VersionNotSupported => StatusCode::HTTP_VERSION_NOT_SUPPORTED,
             Self::UpstreamUnreachable | Self::UpstreamInvalid => StatusCode::BAD_GATEWAY,
             Self::NoHealthyTarget
             | Self::BreakerOpen
             | Self::Overloaded
+            | Self::DatabaseUnavailable
+            | Self::WriteOutcomeUnknown
             | Self::StoreUnavailable => StatusCode::SERVICE_UNAVAILABLE,
-            Self::NotCached | Self::UpstreamTimeout => StatusCode::GATEWAY_TIMEOUT,
-            Self::Internal => StatusCode::INTERNAL_SERVER_ERROR,
+            Self::NotCached | Self::UpstreamTimeout | Self::DatabaseTimeout => {
+                StatusCode::GATEWAY_TIMEOUT
+            }
+            Self::ResultTooLarge | Self::Internal => StatusCode::INTERNAL_SERVER_ERROR,
         }
     }
 
@@ -113,6 +138,14 @@ impl Code {
             Self::BadAdminRequest => "bad_admin_request",
             Self::NotFound => "not_found",
             Self::StoreUnavailable => "store_unavailable",
+            Self::InvalidParameters => "invalid_parameters",
+            Self::UnsupportedMediaType => "unsupported_media_type",
+            Self::Conflict => "conflict",
+            Self::Unprocessable => "unprocessable",
+            Self::DatabaseUnavailable => "database_unavailable",
+            Self::DatabaseTimeout => "database_timeout",
+            Self::WriteOutcomeUnknown => "write_outcome_unknown",
+            Self::ResultTooLarge => "result_too_large",
             Self::Internal => "internal",
         }
     }
@@ -142,6 +175,14 @@ impl Code {
             Self::BadAdminRequest => "The admin request cannot be read",
             Self::NotFound => "There is no such thing",
             Self::StoreUnavailable => "The shared store cannot be asked",
+            Self::InvalidParameters => "The parameters cannot be read",
+            Self::UnsupportedMediaType => "The media type of the body is not supported",
+            Self::Conflict => "The request conflicts with what is stored",
+            Self::Unprocessable => "The values are not allowed",
+            Self::DatabaseUnavailable => "The database is not available",
+            Self::DatabaseTimeout => "The database did not answer in time",
+            Self::WriteOutcomeUnknown => "It is not known whether the write happened",
+            Self::ResultTooLarge => "The result is larger than the route allows",
             Self::Internal => "The gateway failed",
         }
     }
@@ -149,7 +190,10 @@ impl Code {
     /// How long a client should wait before it tries again, in seconds, where waiting helps.
     pub const fn retry_after(self) -> Option<u32> {
         match self {
-            Self::NoHealthyTarget | Self::BreakerOpen | Self::Overloaded => Some(1),
+            Self::NoHealthyTarget
+            | Self::BreakerOpen
+            | Self::Overloaded
+            | Self::DatabaseUnavailable => Some(1),
             _ => None,
         }
     }
@@ -165,6 +209,16 @@ pub trait Problem: std::error::Error {
 ///
 /// `detail` is for the client and must hold nothing internal: what was wrong with *its* request.
 pub fn response(code: Code, detail: Option<&str>, request_id: &str) -> Response<BoxBody> {
+    with_members(code, detail, &[], request_id)
+}
+
+/// As [`response`], with extension members (RFC 9457 section 3.2).
+pub fn with_members(
+    code: Code,
+    detail: Option<&str>,
+    members: &[(&str, serde_json::Value)],
+    request_id: &str,
+) -> Response<BoxBody> {
     let mut body = serde_json::json!({
         "type": "about:blank",
         "title": code.title(),
@@ -174,6 +228,9 @@ pub fn response(code: Code, detail: Option<&str>, request_id: &str) -> Response<
     });
     if let Some(detail) = detail {
         body["detail"] = detail.into();
+    }
+    for (name, value) in members {
+        body[*name] = value.clone();
     }
     let mut response = Response::new(code.status());
     let headers = response.headers_mut();

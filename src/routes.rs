@@ -17,6 +17,7 @@ pub mod path;
 mod pattern;
 mod report;
 mod schema;
+pub mod sql;
 mod template;
 mod upstreams;
 mod variables;

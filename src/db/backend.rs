@@ -87,6 +87,11 @@ impl<B: Backend> Clone for Statement<B> {
 }
 
 impl<B: Backend> Statement<B> {
+    /// A statement that is prepared once on each connection.
+    pub fn new(sql: SqlStr, arguments: B::Arguments) -> Self {
+        Self { sql, arguments: Some(arguments), persistent: true }
+    }
+
     pub(super) fn take<'q>(mut query: impl Execute<'q, B>) -> sqlx::Result<Self> {
         let arguments = query.take_arguments().map_err(sqlx::Error::Encode)?;
         let persistent = query.persistent();

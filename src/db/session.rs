@@ -152,8 +152,9 @@ impl<B: Backend> Tx<B> {
     }
 }
 
-/// A handle that sqlx's query functions take.
-trait Run<B: Backend>: Send + Sized {
+/// A handle that runs statements.
+pub trait Run<B: Backend>: Send + Sized {
+    /// Runs one and collects what it gives; what sqlx's query functions come to.
     fn run(self, statement: Statement<B>) -> impl Future<Output = Result<Rows<B>, Error>> + Send;
 }
 

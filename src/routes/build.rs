@@ -16,6 +16,7 @@ use super::{
     path,
     pattern::{PathPattern, Segment},
     report::Report,
+    sql,
     template::Template,
     upstreams::path_and_query,
     yaml::Node,
@@ -157,8 +158,10 @@ fn action(
     names: &Names<'_>,
     report: &mut Report<'_>,
 ) -> Option<Action> {
-    match (fields.node("upstream"), fields.section("respond", &keys::RESPOND)) {
-        (Some(_), None) => {
+    let given = ["upstream", "sql", "respond"].map(|key| fields.node(key));
+    match given {
+        [Some(_), None, None] => {
+            no_effect(fields, &["params"], "upstream", report);
             let (name, node) = fields.text("upstream")?;
             let upstream = names.upstreams.get(name).copied();
             if upstream.is_none() {
@@ -167,20 +170,31 @@ fn action(
             let rewrite = rewrite(fields, path, report);
             Some(Action::Proxy { upstream: upstream?, rewrite })
         }
-        (None, Some(respond)) => {
-            for key in ["rewrite", "request", "cache"] {
-                if let Some(node) = fields.node(key) {
-                    let message = format!("`{key}` has no effect beside `respond`");
-                    report.error(node.place, message);
-                }
-            }
-            respond_with(respond, report)
+        [None, Some(_), None] => {
+            no_effect(fields, &["rewrite", "request"], "sql", report);
+            let rule = sql::rule(fields, fields.section("sql", &keys::SQL)?, path, report)?;
+            Some(Action::Sql(Box::new(rule)))
         }
-        (upstream, _) => {
-            let found = if upstream.is_some() { "both" } else { "neither" };
-            let message = format!("expected exactly one of upstream and respond, not {found}");
-            report.error(upstream.unwrap_or(route).place, message);
+        [None, None, Some(_)] => {
+            no_effect(fields, &["rewrite", "request", "cache", "params"], "respond", report);
+            respond_with(fields.section("respond", &keys::RESPOND)?, report)
+        }
+        given => {
+            let mut given = given.into_iter().flatten();
+            let first = given.next();
+            let found = if first.is_some() { "several" } else { "none" };
+            let message = format!("expected exactly one of upstream, sql and respond, not {found}");
+            report.error(first.unwrap_or(route).place, message);
             None
+        }
+    }
+}
+
+/// Reports keys that mean nothing beside the route's action.
+fn no_effect(fields: Fields<'_>, keys: &[&str], action: &str, report: &mut Report<'_>) {
+    for key in keys {
+        if let Some(node) = fields.node(key) {
+            report.error(node.place, format!("`{key}` has no effect beside `{action}`"));
         }
     }
 }

@@ -186,12 +186,25 @@ pub(super) static ROUTE: Section = Section {
         key(
             "upstream",
             Kind::Text,
-            "The upstream that answers. Exactly one of upstream and respond.",
+            "The upstream that answers. Exactly one of upstream, sql and respond.",
         ),
         key(
             "respond",
             Kind::Section(&RESPOND),
-            "A fixed response. Exactly one of upstream and respond.",
+            "A fixed response. Exactly one of upstream, sql and respond.",
+        ),
+        key(
+            "sql",
+            Kind::Section(&SQL),
+            "A statement against the database. Exactly one of upstream, sql and respond.",
+        ),
+        key(
+            "params",
+            Kind::Named { of: &Kind::Text, what: "parameter" },
+            "The values that a statement takes, by name: where each comes from (path, query, header, \
+             body, caller:id, caller:tenant), its type (integer, number, boolean, text, uuid, \
+             timestamp, date, json, enum(a,b), arrays of these as integer[]), bounds as 1..200, a \
+             /pattern/ for text, and `optional` or `= default`.",
         ),
         key(
             "rewrite",
@@ -230,6 +243,43 @@ pub(super) static RESPOND: Section = Section {
         key("status", Kind::Integer(200, 599), "Status. Default: 200."),
         key("headers", HEADERS, "Response headers."),
         key("body", Kind::Text, "Body. Default: empty."),
+    ],
+};
+
+pub(super) static SQL: Section = Section {
+    doc: "A statement against the database, with `:name` where the values of `params` go.",
+    keys: &[
+        key("read", Kind::Text, "A SELECT, run where the database refuses writes."),
+        key("write", Kind::Text, "A statement that is run once, on the primary."),
+        key(
+            "one",
+            Kind::Bool,
+            "The one row as an object, or 404, in place of a list. Default: false.",
+        ),
+        key(
+            "max_rows",
+            Kind::Integer(1, 100_000),
+            "More rows than this are an error. Default: 1000.",
+        ),
+        key("page", Kind::Section(&SQL_PAGE), "Pagination by keyset. Default: none."),
+    ],
+};
+
+pub(super) static SQL_PAGE: Section = Section {
+    doc: "Pagination by keyset: `limit` and `after` in the query, `Link` with rel=\"next\" in the response.",
+    keys: &[
+        required(
+            "keys",
+            SOME_TEXTS,
+            "Columns of the result that order it and together are unique and never null, each with its \
+             type: `created_at timestamp desc`, `id integer`.",
+        ),
+        key(
+            "limit",
+            Kind::Integer(1, 10_000),
+            "Rows of a page where the request names no limit. Default: 50.",
+        ),
+        key("max", Kind::Integer(1, 10_000), "The most a request may ask for. Default: 200."),
     ],
 };
 

@@ -8,7 +8,7 @@ use actix_http::{
 };
 use url::Url;
 
-use super::{pattern::PathPattern, template::Template};
+use super::{pattern::PathPattern, sql::SqlText, template::Template};
 
 /// One rule that matches requests.
 #[derive(Debug)]
@@ -56,8 +56,7 @@ pub enum Action {
 #[derive(Debug, Clone, PartialEq)]
 pub struct SqlRule {
     pub access: Access,
-    /// As written, with `:name` where parameters go.
-    pub text: Box<str>,
+    pub text: SqlText,
     /// The one row as an object, or 404; otherwise a list.
     pub one: bool,
     /// More rows than this are an error.

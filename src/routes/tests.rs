@@ -215,8 +215,11 @@ fn what_a_variable_holds_is_not_repeated() {
 #[test]
 fn routes_with_mistakes_are_refused() {
     for (keys, expected) in [
-        ("path: /a", "exactly one of upstream and respond, not neither"),
-        ("path: /a\nupstream: u\nrespond: {}", "exactly one of upstream and respond, not both"),
+        ("path: /a", "exactly one of upstream, sql and respond, not none"),
+        (
+            "path: /a\nupstream: u\nrespond: {}",
+            "exactly one of upstream, sql and respond, not several",
+        ),
         ("path: /a\nupstream: u\nauth: [api-key]", "unknown key `auth`"),
         ("path: /a\nupstream: u\nname: s", "the key `name` is there twice"),
         ("path: /a\nupstream: u\nmethods: []", "expected a list that is not empty"),
@@ -262,6 +265,23 @@ fn routes_with_mistakes_are_refused() {
         ("path: /a\nrespond: {}\ncache: {}", "`cache` has no effect beside `respond`"),
         ("path: /a\nrespond: {}\nrewrite: /b", "`rewrite` has no effect beside `respond`"),
         ("path: /a\nrespond: { headers: { Content-Length: '5' } }", "belongs to"),
+        ("path: /a\nsql: { read: SELECT 1 }\nrewrite: /b", "`rewrite` has no effect beside `sql`"),
+        ("path: /a\nupstream: u\nparams: { a: query text }", "`params` has no effect beside"),
+        ("path: /a\nsql: {}", "exactly one of read and write"),
+        ("path: /a\nsql: { read: 'SELECT :a' }", "`:a` is not in `params`"),
+        ("path: /a\nsql: { read: SELECT 1 }\nparams: { a: query text }", "`a` is not used"),
+        ("path: /a\nsql: { read: 'SELECT :a' }\nparams: { a: path text }", "has no `{a}`"),
+        ("path: /a\nsql: { read: 'SELECT :a' }\nparams: { a: query txt }", "not `txt`"),
+        ("path: /a\nsql: { read: DELETE FROM t }", "expected a SELECT"),
+        ("path: /a\nsql: { read: 'SELECT pg_notify(1, 2)' }", "`pg_notify` does more than read"),
+        ("path: /a\nsql: { read: SELECT 1; SELECT 2 }", "more than one statement"),
+        ("path: /a\nsql: { read: SELECT 1, max_rows: 0 }", "a whole number, 1 to"),
+        ("path: /a\nsql: { read: SELECT 1, page: { keys: [id] } }", "one of integer"),
+        (
+            "path: /a\nsql: { read: SELECT 1, page: { keys: [id integer], limit: 500 } }",
+            "at most 200",
+        ),
+        ("path: /a\nsql: { write: DELETE FROM t, page: { keys: [id integer] } }", "beside `write`"),
     ] {
         // A second mistake may follow from the first.
         let found = mistakes(&with_route(keys));

@@ -91,6 +91,16 @@ impl Exchange {
         problem::response(code, detail, self.request_id.as_str())
     }
 
+    /// The response for an error, with members of its own.
+    pub fn problem_with(
+        &self,
+        code: Code,
+        members: &[(&str, serde_json::Value)],
+    ) -> Response<BoxBody> {
+        self.problem.set(Some(code));
+        problem::with_members(code, None, members, self.request_id.as_str())
+    }
+
     /// Completes the response; the log line and the metrics follow when its last byte is handed
     /// over, or when the client has gone.
     pub fn done(
