@@ -33,6 +33,7 @@ use crate::{
     redis::Redis,
     routes::{self, Action, Found, Params, RouteTable},
     server::{Readiness, Shared, listen, metrics, snapshot::Snapshot, tls::Certificate, warm},
+    sql::Dialect,
     telemetry::metrics::Registry,
 };
 
@@ -71,9 +72,10 @@ impl App {
     /// are not known.
     pub fn build(config: Config, table: RouteTable) -> anyhow::Result<Self> {
         let registry = Arc::new(Registry::default());
-        let snapshot = Snapshot::build(table, config.cache.default_ttl, &registry, None);
         let redis = config.redis.as_ref().map(Redis::start);
         let db = Db::start(&config.database)?;
+        let dialect = Dialect::of(&db);
+        let snapshot = Snapshot::build(table, config.cache.default_ttl, dialect, &registry, None);
         let mut background = Vec::new();
         let cache = cache(&config.cache, redis.as_ref(), &mut background);
         let shared = Arc::new(Shared {
@@ -293,8 +295,9 @@ async fn reload_routes(
         match RouteTable::load(&file, &crate::config::Environment) {
             Ok(table) => {
                 let previous = shared.snapshot.load_full();
+                let dialect = Dialect::of(&shared.db);
                 let snapshot =
-                    Snapshot::build(table, default_ttl, &shared.registry, Some(&previous));
+                    Snapshot::build(table, default_ttl, dialect, &shared.registry, Some(&previous));
                 let routes = snapshot.table.routes.len();
                 let changed: Vec<Selector> = snapshot
                     .changed_responses(&previous)

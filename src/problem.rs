@@ -11,6 +11,9 @@ use actix_http::{
 };
 use bytes::Bytes;
 
+/// The media type of such a body.
+pub const MEDIA_TYPE: &str = "application/problem+json";
+
 /// A stable name for one kind of failure.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Code {
@@ -54,7 +57,7 @@ pub enum Code {
     Unauthorized,
     /// The operator sent a request the admin API cannot read.
     BadAdminRequest,
-    /// The admin API has no such thing.
+    /// The admin API has no such thing, or the database no such row.
     NotFound,
     /// The store that instances share cannot be asked.
     StoreUnavailable,
@@ -74,6 +77,14 @@ pub enum Code {
     WriteOutcomeUnknown,
     /// The statement gives more than the route allows.
     ResultTooLarge,
+    /// The statement takes something of the caller, and nobody is known to be one.
+    CallerUnknown,
+    /// A condition of the request is not met, or nobody can judge it.
+    PreconditionFailed,
+    /// Other transactions were in the way, and nothing was done: the same request may succeed.
+    TransactionConflict,
+    /// The database refused the statement for a reason that is not the client's.
+    StatementFailed,
     /// A defect of the gateway itself.
     Internal,
 }
@@ -85,7 +96,7 @@ impl Code {
             Self::MalformedRequest | Self::BadAdminRequest | Self::InvalidParameters => {
                 StatusCode::BAD_REQUEST
             }
-            Self::Unauthorized => StatusCode::UNAUTHORIZED,
+            Self::Unauthorized | Self::CallerUnknown => StatusCode::UNAUTHORIZED,
             Self::NoRoute | Self::NotFound => StatusCode::NOT_FOUND,
             Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
             Self::RequestTimeout => StatusCode::REQUEST_TIMEOUT,
@@ -96,6 +107,7 @@ impl Code {
             Self::RateLimited => StatusCode::TOO_MANY_REQUESTS,
             Self::UnsupportedMediaType => StatusCode::UNSUPPORTED_MEDIA_TYPE,
             Self::Conflict => StatusCode::CONFLICT,
+            Self::PreconditionFailed => StatusCode::PRECONDITION_FAILED,
             Self::Unprocessable => StatusCode::UNPROCESSABLE_ENTITY,
             Self::MethodNotImplemented => StatusCode::NOT_IMPLEMENTED,
             Self::VersionNotSupported => StatusCode::HTTP_VERSION_NOT_SUPPORTED,
@@ -104,12 +116,15 @@ impl Code {
             | Self::BreakerOpen
             | Self::Overloaded
             | Self::DatabaseUnavailable
+            | Self::TransactionConflict
             | Self::WriteOutcomeUnknown
             | Self::StoreUnavailable => StatusCode::SERVICE_UNAVAILABLE,
             Self::NotCached | Self::UpstreamTimeout | Self::DatabaseTimeout => {
                 StatusCode::GATEWAY_TIMEOUT
             }
-            Self::ResultTooLarge | Self::Internal => StatusCode::INTERNAL_SERVER_ERROR,
+            Self::ResultTooLarge | Self::StatementFailed | Self::Internal => {
+                StatusCode::INTERNAL_SERVER_ERROR
+            }
         }
     }
 
@@ -146,6 +161,10 @@ impl Code {
             Self::DatabaseTimeout => "database_timeout",
             Self::WriteOutcomeUnknown => "write_outcome_unknown",
             Self::ResultTooLarge => "result_too_large",
+            Self::CallerUnknown => "caller_unknown",
+            Self::PreconditionFailed => "precondition_failed",
+            Self::TransactionConflict => "transaction_conflict",
+            Self::StatementFailed => "statement_failed",
             Self::Internal => "internal",
         }
     }
@@ -183,6 +202,10 @@ impl Code {
             Self::DatabaseTimeout => "The database did not answer in time",
             Self::WriteOutcomeUnknown => "It is not known whether the write happened",
             Self::ResultTooLarge => "The result is larger than the route allows",
+            Self::CallerUnknown => "The caller has to be known",
+            Self::PreconditionFailed => "A condition of the request is not met",
+            Self::TransactionConflict => "Other transactions were in the way",
+            Self::StatementFailed => "The database refused the statement",
             Self::Internal => "The gateway failed",
         }
     }
@@ -193,7 +216,8 @@ impl Code {
             Self::NoHealthyTarget
             | Self::BreakerOpen
             | Self::Overloaded
-            | Self::DatabaseUnavailable => Some(1),
+            | Self::DatabaseUnavailable
+            | Self::TransactionConflict => Some(1),
             _ => None,
         }
     }
@@ -205,38 +229,39 @@ pub trait Problem: std::error::Error {
     fn code(&self) -> Code;
 }
 
+/// Extension members (RFC 9457 section 3.2).
+pub type Members = Vec<(&'static str, serde_json::Value)>;
+
 /// Builds the `application/problem+json` response for `code`.
 ///
 /// `detail` is for the client and must hold nothing internal: what was wrong with *its* request.
 pub fn response(code: Code, detail: Option<&str>, request_id: &str) -> Response<BoxBody> {
-    with_members(code, detail, &[], request_id)
+    let members = detail.map(|detail| ("detail", detail.into())).into_iter().collect();
+    with_members(code, members, request_id)
 }
 
-/// As [`response`], with extension members (RFC 9457 section 3.2).
-pub fn with_members(
-    code: Code,
-    detail: Option<&str>,
-    members: &[(&str, serde_json::Value)],
-    request_id: &str,
-) -> Response<BoxBody> {
+/// As [`response`], with members beside the common ones, for which the same holds.
+pub fn with_members(code: Code, mut members: Members, request_id: &str) -> Response<BoxBody> {
+    let mut response = Response::new(code.status());
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static(MEDIA_TYPE));
+    if let Some(seconds) = code.retry_after() {
+        headers.insert(RETRY_AFTER, HeaderValue::from(seconds));
+    }
+    members.insert(0, ("request_id", request_id.into()));
+    response.set_body(BoxBody::new(body(code, members)))
+}
+
+/// The body alone, for a response that may be stored and so belongs to no one request.
+pub fn body(code: Code, members: Members) -> Bytes {
     let mut body = serde_json::json!({
         "type": "about:blank",
         "title": code.title(),
         "status": code.status().as_u16(),
         "code": code.as_str(),
-        "request_id": request_id,
     });
-    if let Some(detail) = detail {
-        body["detail"] = detail.into();
-    }
     for (name, value) in members {
-        body[*name] = value.clone();
+        body[name] = value;
     }
-    let mut response = Response::new(code.status());
-    let headers = response.headers_mut();
-    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
-    if let Some(seconds) = code.retry_after() {
-        headers.insert(RETRY_AFTER, HeaderValue::from(seconds));
-    }
-    response.set_body(BoxBody::new(Bytes::from(body.to_string())))
+    Bytes::from(body.to_string())
 }

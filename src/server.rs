@@ -12,6 +12,7 @@ mod observe;
 mod origin;
 mod pipeline;
 pub mod snapshot;
+mod sql;
 pub mod tls;
 pub mod warm;
 

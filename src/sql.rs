@@ -5,6 +5,7 @@
 //! parameters are bound.
 
 mod cursor;
+mod engine;
 mod error;
 mod json;
 mod params;
@@ -13,7 +14,7 @@ mod run;
 mod sqlite;
 mod statement;
 
-pub use cursor::Page;
+pub use cursor::next as next_page;
 pub use error::Failure;
 pub use params::{Caller, Input, Mistake, Mistakes, PathValue};
 pub use run::{Call, Freshness, Outcome, Rows};

@@ -16,6 +16,23 @@ use super::{
 use crate::telemetry::metrics::CacheOutcome;
 
 impl Cache {
+    /// Asks the origin of a route that has nothing to do with the cache: whatever the method, it reads,
+    /// and nobody else wants what it gives.
+    ///
+    /// # Errors
+    ///
+    /// When the origin failed.
+    pub async fn pass(
+        &self,
+        route: &RouteCache,
+        origin: &Rc<dyn Origin>,
+    ) -> Result<Answer, Failure> {
+        route.stats.bypassed.add(1);
+        let response =
+            origin.fetch(Ask::Verbatim).await.inspect_err(|_| route.stats.errors.add(1))?;
+        Ok(passthrough(response, Handling::forwarded(CacheOutcome::Bypass, "bypass")))
+    }
+
     /// Sends a request past the cache; an unsafe one invalidates what it may have changed before
     /// the client is answered.
     pub(super) async fn forward(

@@ -92,13 +92,14 @@ impl Exchange {
     }
 
     /// The response for an error, with members of its own.
-    pub fn problem_with(
-        &self,
-        code: Code,
-        members: &[(&str, serde_json::Value)],
-    ) -> Response<BoxBody> {
+    pub fn problem_with(&self, code: Code, members: problem::Members) -> Response<BoxBody> {
         self.problem.set(Some(code));
-        problem::with_members(code, None, members, self.request_id.as_str())
+        problem::with_members(code, members, self.request_id.as_str())
+    }
+
+    /// Notes for the access log what a response that somebody else made stands for.
+    pub fn note(&self, code: Code) {
+        self.problem.set(Some(code));
     }
 
     /// Completes the response; the log line and the metrics follow when its last byte is handed

@@ -31,6 +31,7 @@ use super::{
     observe::{Counted, Exchange},
     origin::{BodyGuard, ProxyOrigin},
     snapshot::Snapshot,
+    sql,
 };
 use crate::{
     cache::{
@@ -91,16 +92,18 @@ impl Future for Answering {
 }
 
 /// What was found out about a request that goes on to an origin.
-struct Routed {
-    snapshot: Arc<Snapshot>,
-    index: usize,
-    params: Params,
-    path: String,
-    query: Option<String>,
-    host: String,
-    peer: SocketAddr,
+pub struct Routed {
+    pub snapshot: Arc<Snapshot>,
+    pub index: usize,
+    pub params: Params,
+    /// In normal form.
+    pub path: String,
+    /// What of the query counts.
+    pub query: Option<String>,
+    pub host: String,
+    pub peer: SocketAddr,
     secure: bool,
-    door: Option<front_door::Connection>,
+    pub door: Option<front_door::Connection>,
     /// Whether Redis has yet to say if it passes the limits of its route.
     undecided: bool,
 }
@@ -225,7 +228,7 @@ async fn answer(
     mut exchange: Exchange,
     routed: Routed,
 ) -> Response<BoxBody> {
-    let snapshot = routed.snapshot;
+    let snapshot = Arc::clone(&routed.snapshot);
     let route = &snapshot.table.routes[routed.index];
     let running = snapshot.running(routed.index);
     let payload = request.take_payload();
@@ -262,10 +265,7 @@ async fn answer(
             return exchange.done(head, running.into(), response, CacheOutcome::None);
         }
         Action::Proxy { upstream, rewrite } => (*upstream, rewrite),
-        Action::Sql(_) => {
-            let response = exchange.problem(Code::Internal, None);
-            return exchange.done(head, running.into(), response, CacheOutcome::None);
-        }
+        Action::Sql(_) => return sql::answer(shared, request, payload, exchange, routed).await,
     };
     // The table and its upstreams are built together, so the index is there.
     let Some(upstream) = snapshot.upstreams.get(upstream) else {

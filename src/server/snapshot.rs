@@ -9,7 +9,8 @@ use crate::{
     cache::{RouteCache, l2::Varies, policy::Rules, stats::RouteStats},
     limits::RouteLimits,
     proxy::Upstreams,
-    routes::{CacheRule, Route, RouteTable},
+    routes::{Action, CacheRule, Route, RouteTable},
+    sql::{Compiled, Dialect},
     telemetry::metrics::{Registry, RouteMetrics},
 };
 
@@ -28,13 +29,16 @@ pub struct Running {
     pub metrics: Arc<RouteMetrics>,
     /// `None` where the route has no limit.
     pub limits: Option<Arc<RouteLimits>>,
+    /// What an SQL route runs.
+    pub sql: Option<Arc<Compiled>>,
 }
 
 impl Snapshot {
-    /// `default_ttl` is for routes whose `cache:` section gives none.
+    /// `default_ttl` is for routes whose `cache:` section gives none, `dialect` that of the database.
     pub fn build(
         table: RouteTable,
         default_ttl: Duration,
+        dialect: Dialect,
         registry: &Registry,
         previous: Option<&Self>,
     ) -> Self {
@@ -48,7 +52,8 @@ impl Snapshot {
             .routes
             .iter()
             .map(|route| {
-                Running::new(route, default_ttl, registry, known.get(&*route.name).copied())
+                let known = known.get(&*route.name).copied();
+                Running::new(route, default_ttl, dialect, registry, known)
             })
             .collect();
         Self { table, upstreams, routes }
@@ -80,6 +85,7 @@ impl Running {
     fn new(
         route: &Route,
         default_ttl: Duration,
+        dialect: Dialect,
         registry: &Registry,
         previous: Option<&Self>,
     ) -> Self {
@@ -99,6 +105,10 @@ impl Running {
             cache: Arc::new(cache),
             metrics: registry.route(&route.name),
             limits: limits.map(Arc::new),
+            sql: match &route.action {
+                Action::Sql(rule) => Some(Arc::new(Compiled::new(rule, dialect))),
+                Action::Proxy { .. } | Action::Respond { .. } => None,
+            },
         }
     }
 }

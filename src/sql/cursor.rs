@@ -55,14 +55,19 @@ fn decode(keys: &[model::PageKey], cursor: &str) -> Option<Vec<Value>> {
     keys.iter().zip(items).map(|(key, item)| key.kind.read_json(item.get()).ok()).collect()
 }
 
-/// The query of the next page: that of this one, with `after` its last row.
-pub(super) fn next(query: Option<&str>, keys: &str) -> String {
+/// The cursor of the page after a row with these keys.
+pub(super) fn encode(keys: &str) -> String {
+    URL_SAFE_NO_PAD.encode(keys)
+}
+
+/// The query of the next page: that of this one, with its cursor.
+pub fn next(query: Option<&str>, cursor: &str) -> String {
     let mut next = form_urlencoded::Serializer::new(String::new());
     for (name, value) in form_urlencoded::parse(query.unwrap_or_default().as_bytes()) {
         if name != "after" {
             next.append_pair(&name, &value);
         }
     }
-    next.append_pair("after", &URL_SAFE_NO_PAD.encode(keys));
+    next.append_pair("after", cursor);
     next.finish()
 }

@@ -1,4 +1,4 @@
-//! A response body, put together from rows that are JSON already.
+//! A response body, put together row by row.
 
 use bytes::Bytes;
 
@@ -11,18 +11,24 @@ const MAX_BYTES: usize = 8 << 20;
 #[derive(Default)]
 pub(super) struct List {
     text: Vec<u8>,
-    pub(super) count: usize,
+    count: usize,
 }
 
 impl List {
-    pub(super) fn push(&mut self, row: &str) -> Result<(), Failure> {
-        if self.text.len() + row.len() > MAX_BYTES {
-            return Err(Failure::result_too_large());
-        }
+    /// Adds what `write` writes as a row.
+    pub(super) fn push(
+        &mut self,
+        write: impl FnOnce(&mut Vec<u8>) -> Result<(), Failure>,
+    ) -> Result<(), Failure> {
         self.text.push(if self.count == 0 { b'[' } else { b',' });
-        self.text.extend_from_slice(row.as_bytes());
+        write(&mut self.text)?;
         self.count += 1;
-        Ok(())
+        if self.text.len() > MAX_BYTES { Err(Failure::result_too_large()) } else { Ok(()) }
+    }
+
+    /// How many rows it has.
+    pub(super) fn count(&self) -> usize {
+        self.count
     }
 
     /// All of them.
@@ -34,7 +40,7 @@ impl List {
         self.text.into()
     }
 
-    /// The first, without the brackets; what follows it is dropped by whoever asked for one.
+    /// The one row, without the brackets.
     pub(super) fn only(self) -> Option<Bytes> {
         (self.count == 1).then(|| Bytes::from(self.text).slice(1..))
     }

@@ -1,26 +1,65 @@
 //! PostgreSQL's side: binds values, and takes rows that already are JSON.
 
 use sqlx::{
-    Arguments as _, Postgres, Row as _, ValueRef as _, encode::Encode, postgres::PgArguments,
+    Arguments as _, Postgres, Row as _, ValueRef as _,
+    encode::Encode,
+    postgres::{PgArguments, PgQueryResult, PgRow},
     types::Type,
 };
 
-use super::{error::Failure, json::List, run::Given};
-use crate::routes::{model::ParamType, sql::Value};
+use super::{engine::Engine, error::Failure, run::Given, statement::Compiled};
+use crate::{
+    db::Session,
+    routes::{
+        model::{PageKey, ParamType},
+        sql::Value,
+    },
+};
 
-/// The arguments of a statement.
-pub(super) fn bind(given: &Given<'_>) -> Result<PgArguments, Failure> {
-    let mut arguments = PgArguments::default();
-    for (param, value) in given.values() {
-        add(&mut arguments, &param.kind, param.array, value)?;
-    }
-    if let Some((page, request)) = given.page() {
-        put(&mut arguments, i64::from(request.limit) + 1)?;
-        for (key, value) in page.keys.iter().zip(request.after.iter().flatten()) {
-            add(&mut arguments, &key.kind, false, value)?;
+impl Engine for Postgres {
+    type Columns = ();
+
+    fn bind(given: &Given<'_>) -> Result<PgArguments, Failure> {
+        let mut arguments = PgArguments::default();
+        for (param, value) in given.values() {
+            add(&mut arguments, &param.kind, param.array, value)?;
         }
+        if let Some((page, request)) = given.page() {
+            put(&mut arguments, i64::from(request.limit) + 1)?;
+            for (key, value) in page.keys.iter().zip(request.after.iter().flatten()) {
+                add(&mut arguments, &key.kind, false, value)?;
+            }
+        }
+        Ok(arguments)
     }
-    Ok(arguments)
+
+    fn affected(result: &PgQueryResult) -> u64 {
+        result.rows_affected()
+    }
+
+    async fn columns(_: &Session<Self>, _: &Compiled, _: &PgRow) -> Result<(), Failure> {
+        Ok(())
+    }
+
+    /// The first column is the row.
+    fn write(row: &PgRow, (): &(), out: &mut Vec<u8>) -> Result<(), Failure> {
+        out.extend_from_slice(text(row, 0)?);
+        Ok(())
+    }
+
+    /// The second column is the list of the keys.
+    fn keys(row: &PgRow, (): &(), _: &[PageKey]) -> Result<String, Failure> {
+        Ok(String::from_utf8_lossy(text(row, 1)?).into_owned())
+    }
+}
+
+/// A column that is text, which the server sends as it is.
+fn text(row: &PgRow, index: usize) -> Result<&[u8], Failure> {
+    let value = row.try_get_raw(index).map_err(|error| Failure::of_row(&error))?;
+    if value.is_null() {
+        return Ok(b"null");
+    }
+    value.as_bytes().map_err(|error| Failure::of_row(&sqlx::Error::Decode(error)))
 }
 
 /// Numbers and JSON go as text; the statement casts them.
@@ -68,17 +107,5 @@ fn put<'q, T: Encode<'q, Postgres> + Type<Postgres>>(
     value: T,
 ) -> Result<(), Failure> {
     // What cannot be encoded is too large for the protocol.
-    arguments.add(value).map_err(|_| Failure::too_large())
-}
-
-/// Adds the row's JSON to a list, and returns its keys in the order of pages, if it has some.
-pub(super) fn row(row: &sqlx::postgres::PgRow, list: &mut List) -> Result<Option<String>, Failure> {
-    let value = row.try_get_raw(0).map_err(Failure::of_row)?;
-    if !value.is_null() {
-        list.push(value.as_str().map_err(|_| Failure::internal())?)?;
-    }
-    if row.len() < 2 {
-        return Ok(None);
-    }
-    row.try_get::<String, _>(1).map(Some).map_err(Failure::of_row)
+    arguments.add(value).map_err(|_| Failure::of_value())
 }

@@ -1,18 +1,20 @@
 //! Runs a route's statement and makes the body of its response.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use sqlx::Either;
 
 use super::{
     cursor::{self, Page},
+    engine::Engine,
     error::Failure,
     json::List,
     params::{self, Input, Mistakes},
-    postgres, sqlite,
     statement::Compiled,
 };
 use crate::{
-    db::{Db, Error, Position, Run, Session, Statement},
+    db::{self, Db, Position, Router, Run as _, Session, Statement},
     routes::{
         Access, SqlRule,
         model::{self, Param},
@@ -31,10 +33,12 @@ pub struct Call {
 #[derive(Debug, Clone)]
 pub struct Outcome {
     pub rows: Rows,
-    /// The query of the next page, if there is one.
+    /// The cursor of the next page, if there is one.
     pub next: Option<String>,
     /// Where a write can be read.
     pub position: Option<Position>,
+    /// Not all that was committed may be in it, although that was asked for: there is no primary.
+    pub behind: bool,
 }
 
 /// The body.
@@ -52,7 +56,7 @@ pub enum Rows {
 pub struct Freshness {
     /// What it has to see.
     pub after: Option<Position>,
-    /// Everything that was committed before.
+    /// Everything that was committed before, if there is a primary to tell.
     pub strong: bool,
 }
 
@@ -108,62 +112,99 @@ impl Call {
     ///
     /// # Errors
     ///
-    /// [`Failure`], which holds nothing internal.
+    /// [`Failure`], of which a client may see the code and the constraint.
     pub async fn run(
         &self,
         db: &Db,
         rule: &SqlRule,
         compiled: &Compiled,
         freshness: Freshness,
-        query: Option<&str>,
     ) -> Result<Outcome, Failure> {
         let given = Given { rule, call: self };
-        let sql = match (&compiled.after, &self.page) {
-            (Some(after), Some(Page { after: Some(_), .. })) => after.clone(),
-            _ => compiled.first.clone(),
-        };
-        let mut list = List::default();
-        let mut affected = 0;
-        // The keys of the last row that belongs to the page.
-        let mut last = None;
-        let kept = self.page.as_ref().map_or(usize::MAX, |page| page.limit as usize);
-        let mut more = false;
-        macro_rules! run {
-            ($router:expr, $bind:path, $row:expr) => {{
-                let session = $router.session(freshness.after);
-                let statement = Statement::new(sql, $bind(&given)?);
-                for step in steps(&session, rule, freshness, statement).await? {
-                    match step {
-                        Either::Left(result) => affected += result.rows_affected(),
-                        Either::Right(_) if list.count == kept => more = true,
-                        Either::Right(row) => last = $row(&row, &mut list)?,
-                    }
-                }
-                session.position()
-            }};
+        match db {
+            Db::Postgres(router) => given.run(router, compiled, freshness).await,
+            Db::Sqlite(router) => given.run(router, compiled, freshness).await,
         }
-        let position = match db {
-            Db::Postgres(router) => run!(router, postgres::bind, postgres::row),
-            Db::Sqlite(router) => {
-                let keys = rule.page.as_ref().map_or(&[][..], |page| &page.keys);
-                run!(router, sqlite::bind, |row, list| sqlite::row(row, list, keys))
-            }
+    }
+}
+
+impl Given<'_> {
+    async fn run<B: Engine>(
+        &self,
+        router: &Arc<Router<B>>,
+        compiled: &Compiled,
+        freshness: Freshness,
+    ) -> Result<Outcome, Failure> {
+        let page = self.call.page.as_ref();
+        let sql = match &compiled.after {
+            Some(after) if page.is_some_and(|page| page.after.is_some()) => after,
+            _ => &compiled.first,
         };
-        let rows = self.rows(rule, compiled, list, affected)?;
-        let next = last.filter(|_| more).map(|keys| cursor::next(query, &keys));
-        Ok(Outcome { rows, next, position })
+        let session = router.session(freshness.after);
+        let statement = Statement::new(sql.clone(), B::bind(self)?);
+        let (steps, behind) = self.steps(&session, freshness, statement).await?;
+
+        let (mut rows, mut affected) = (Vec::with_capacity(steps.len()), 0);
+        for step in steps {
+            match step {
+                Either::Left(result) => affected += B::affected(&result),
+                Either::Right(row) => rows.push(row),
+            }
+        }
+        let mut next = None;
+        let mut list = List::default();
+        if let Some(first) = rows.first() {
+            let columns = B::columns(&session, compiled, first).await?;
+            if let Some((rule, page)) = self.page()
+                && rows.len() > page.limit as usize
+            {
+                rows.truncate(page.limit as usize);
+                if let Some(last) = rows.last() {
+                    next = Some(cursor::encode(&B::keys(last, &columns, &rule.keys)?));
+                }
+            }
+            for row in &rows {
+                list.push(|out| B::write(row, &columns, out))?;
+            }
+        }
+        let rows = self.rows(compiled, list, affected)?;
+        Ok(Outcome { rows, next, position: session.position(), behind })
     }
 
-    fn rows(
+    /// Runs it on the node that it is for; whether that may be behind what was committed, against what
+    /// was asked for.
+    async fn steps<B: Engine>(
         &self,
-        rule: &SqlRule,
-        compiled: &Compiled,
-        list: List,
-        affected: u64,
-    ) -> Result<Rows, Failure> {
+        session: &Session<B>,
+        freshness: Freshness,
+        statement: Statement<B>,
+    ) -> Result<(db::Rows<B>, bool), Failure> {
+        if self.rule.access == Access::Write {
+            return match session.write().run(statement).await {
+                Ok(steps) => Ok((steps, false)),
+                // It refuses writes and no other node takes them: there is no primary.
+                Err(db::Error::Query(sqlx::Error::Database(error)))
+                    if error.code().is_some_and(|code| code == "25006") =>
+                {
+                    Err(db::Error::NoPrimary.into())
+                }
+                Err(error) => Err(error.into()),
+            };
+        }
+        if freshness.strong {
+            match session.read().strong().run(statement.clone()).await {
+                Err(db::Error::NoPrimary) => {}
+                answered => return Ok((answered?, false)),
+            }
+        }
+        Ok((session.read().run(statement).await?, freshness.strong))
+    }
+
+    fn rows(&self, compiled: &Compiled, list: List, affected: u64) -> Result<Rows, Failure> {
+        let rule = self.rule;
         // What was written cannot be taken back for the length of its answer.
-        let limited = rule.access == Access::Read && self.page.is_none();
-        if limited && list.count > rule.max_rows as usize {
+        let limited = rule.access == Access::Read && rule.page.is_none();
+        if limited && list.count() > rule.max_rows as usize {
             return Err(Failure::result_too_large());
         }
         if !compiled.rows {
@@ -173,23 +214,10 @@ impl Call {
         if !rule.one {
             return Ok(Rows::Json(list.finish()));
         }
-        match list.count {
+        match list.count() {
             0 => Ok(Rows::NotFound),
             1 => Ok(list.only().map_or(Rows::NotFound, Rows::Json)),
             _ => Err(Failure::result_too_large()),
         }
-    }
-}
-
-async fn steps<B: crate::db::Backend>(
-    session: &Session<B>,
-    rule: &SqlRule,
-    freshness: Freshness,
-    statement: Statement<B>,
-) -> Result<crate::db::Rows<B>, Error> {
-    match rule.access {
-        Access::Write => session.write().run(statement).await,
-        Access::Read if freshness.strong => session.read().strong().run(statement).await,
-        Access::Read => session.read().run(statement).await,
     }
 }

@@ -2,6 +2,7 @@
 
 use sqlx::{AssertSqlSafe, SqlSafeStr as _, SqlStr};
 
+use super::sqlite::Declared;
 use crate::{
     db::Db,
     routes::{
@@ -31,7 +32,7 @@ impl Dialect {
 }
 
 /// What a route runs, made when the routes file is read.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct Compiled {
     /// Takes the parameters in their order, and then the limit of a page, if there are pages.
     pub(super) first: SqlStr,
@@ -39,6 +40,8 @@ pub struct Compiled {
     pub(super) after: Option<SqlStr>,
     /// Whether it gives rows.
     pub(super) rows: bool,
+    /// What SQLite's schema says of the columns of its result.
+    pub(super) declared: Declared,
 }
 
 impl Compiled {
@@ -58,6 +61,7 @@ impl Compiled {
             first: text(build(false)),
             after: rule.page.as_ref().map(|_| text(build(true))),
             rows: returns,
+            declared: Declared::default(),
         }
     }
 }
