@@ -70,6 +70,10 @@ impl Exchange {
         }
     }
 
+    pub fn request_id(&self) -> RequestId {
+        self.request_id
+    }
+
     /// Where the origin of this request notes its part.
     pub fn upstream(&mut self) -> Rc<UpstreamPart> {
         Rc::clone(self.upstream.get_or_insert_default())

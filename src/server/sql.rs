@@ -43,7 +43,8 @@ pub async fn answer(
 ) -> Response<BoxBody> {
     let head = request.head();
     exchange.client = proxy::client_ip(head, routed.peer.ip(), &shared.trusted_proxies);
-    let visit = Rc::new(Visit { request, routed, part: exchange.upstream() });
+    let (request_id, part) = (exchange.request_id(), exchange.upstream());
+    let visit = Rc::new(Visit { request, request_id, routed, part });
     let (response, outcome) = match read(&visit, payload).await {
         Ok(call) => run(shared, &visit, call, &exchange).await,
         Err(refusal) => (refused(refusal, &exchange), CacheOutcome::None),
@@ -100,16 +101,15 @@ async fn run(
             }
         }
     };
-    let failed = origin.failure();
     match resolved {
         Ok(Answer { response, outcome }) => {
-            if let Some(failure) = failed {
-                exchange.note(failure.code);
+            if let Some(code) = origin.problem() {
+                exchange.note(code);
             }
             (response, outcome)
         }
         Err(Failure(code)) => {
-            let members = failed.and_then(|it| it.constraint).map(constraint);
+            let members = origin.failure().and_then(|it| it.constraint).map(constraint);
             let response = exchange.problem_with(code, members.unwrap_or_default());
             (response, CacheOutcome::None)
         }

@@ -27,3 +27,4 @@ mod redis_topologies;
 mod reload;
 mod shutdown;
 mod soak;
+mod sql_routes;

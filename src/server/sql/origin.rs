@@ -1,6 +1,11 @@
 //! A statement as an origin: what it gives, as a response.
 
-use std::{cell::RefCell, rc::Rc, sync::Arc, time::Instant};
+use std::{
+    cell::{Cell, RefCell},
+    rc::Rc,
+    sync::Arc,
+    time::Instant,
+};
 
 use actix_http::{
     Method, StatusCode,
@@ -36,6 +41,8 @@ pub struct SqlOrigin {
     visit: Rc<Visit>,
     call: Rc<Call>,
     part: Rc<UpstreamPart>,
+    /// What the response stands for that this run gave in place of rows.
+    problem: Rc<Cell<Option<Code>>>,
     /// What went wrong, beside the code that the cache passes on.
     failure: Rc<RefCell<Option<sql::Failure>>>,
 }
@@ -43,7 +50,13 @@ pub struct SqlOrigin {
 impl SqlOrigin {
     pub fn new(db: Db, visit: Rc<Visit>, call: Call) -> Self {
         let part = Rc::clone(&visit.part);
-        Self { db, visit, call: Rc::new(call), part, failure: Rc::default() }
+        let (problem, failure) = Default::default();
+        Self { db, visit, call: Rc::new(call), part, problem, failure }
+    }
+
+    /// What the response stands for, if it was this request that ran the statement and it gave no rows.
+    pub fn problem(&self) -> Option<Code> {
+        self.problem.get()
     }
 
     /// What went wrong, if it was this request that ran the statement.
@@ -73,9 +86,9 @@ impl SqlOrigin {
                 log(&failure, &self.visit.route().name);
                 *self.failure.borrow_mut() = Some(failure.clone());
                 // What is stored may stand in for a database that is away, not for a refusal.
-                if rule.access == Access::Read && failure.code.status().is_client_error() {
+                if failure.code.status().is_client_error() {
                     let members = failure.constraint.map(constraint).unwrap_or_default();
-                    return Ok(self.problem(failure.code, members));
+                    return Ok(self.answer_with(failure.code, members));
                 }
                 Err(cached::Failure(failure.code))
             }
@@ -89,7 +102,7 @@ impl SqlOrigin {
             Rows::Nothing => {
                 return self.finish(StatusCode::NO_CONTENT, HeaderMap::new(), Bytes::new());
             }
-            Rows::NotFound => return self.problem(Code::NotFound, Members::new()),
+            Rows::NotFound => return self.answer_with(Code::NotFound, Members::new()),
         };
         let mut headers = HeaderMap::new();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
@@ -150,8 +163,12 @@ impl SqlOrigin {
         }
     }
 
-    /// An error that is no failure; it may be stored, and so names no request.
-    fn problem(&self, code: Code, members: Members) -> cached::Response {
+    /// An error that is no failure of the database. It names its request unless it may be stored.
+    fn answer_with(&self, code: Code, mut members: Members) -> cached::Response {
+        self.problem.set(Some(code));
+        if self.visit.route().cache.is_none() {
+            members.insert(0, ("request_id", self.visit.request_id.as_str().into()));
+        }
         let mut headers = HeaderMap::new();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static(problem::MEDIA_TYPE));
         if let Some(seconds) = code.retry_after() {
@@ -185,7 +202,8 @@ impl Origin for SqlOrigin {
     }
 
     fn detached(&self) -> Option<Rc<dyn Origin>> {
-        Some(Rc::new(Self { part: Rc::default(), failure: Rc::default(), ..self.clone() }))
+        let (part, problem, failure) = Default::default();
+        Some(Rc::new(Self { part, problem, failure, ..self.clone() }))
     }
 
     fn invalidates(&self) -> Vec<String> {
@@ -235,9 +253,9 @@ fn log(failure: &sql::Failure, route: &Arc<str>) {
     }
     let Some(left_out) = LOGGED.admit(Timestamp::now().seconds()) else { return };
     let (code, state) = (failure.code.as_str(), failure.state.as_deref());
-    let message = failure.message.as_deref();
+    let said = failure.message.as_deref();
     if failure.is_internal() {
-        tracing::error!(%route, code, state, message, left_out, "the statement of a route failed");
+        tracing::error!(%route, code, state, said, left_out, "the statement of a route failed");
     } else {
         tracing::warn!(%route, code, state, left_out, "the database did not answer a route");
     }

@@ -15,11 +15,13 @@ use crate::{
     routes::{Access, Action, ParamSource, Route, SqlRule},
     server::{observe::UpstreamPart, origin::BodyGuard, pipeline::Routed},
     sql::{Call, Input, Mistakes},
+    telemetry::RequestId,
 };
 
 /// One request for an SQL route.
 pub struct Visit {
     pub request: Request,
+    pub request_id: RequestId,
     pub routed: Routed,
     pub part: Rc<UpstreamPart>,
 }
