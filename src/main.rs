@@ -8,6 +8,7 @@ use portway::{
     config::{Config, Environment, LogFormat},
     demo::Demo,
     routes::{self, RouteTable},
+    sql::{self, CheckError},
     telemetry,
 };
 use tokio::signal::unix::{SignalKind, signal};
@@ -35,7 +36,11 @@ enum Command {
     /// Start a sample origin and a gateway in front of it, and show what to try.
     Demo,
     /// Read the environment and the routes file, and print every mistake. Touches no network.
-    Check,
+    Check {
+        /// Also prepare the statements of SQL routes on the database, without running them.
+        #[arg(long)]
+        database: bool,
+    },
     /// Print the JSON Schema of the routes file.
     Schema,
 }
@@ -44,14 +49,7 @@ fn main() -> ExitCode {
     match Cli::parse().command.unwrap_or(Command::Serve) {
         Command::Serve => configured(serve),
         Command::Demo => demo(),
-        Command::Check => configured(|_, table| {
-            print(&format!(
-                "ok: {} routes, {} upstreams",
-                table.routes.len(),
-                table.upstreams.len()
-            ));
-            ExitCode::SUCCESS
-        }),
+        Command::Check { database } => configured(|config, table| check(&config, &table, database)),
         Command::Schema => {
             print(&format!("{:#}", routes::json_schema()));
             ExitCode::SUCCESS
@@ -87,6 +85,25 @@ fn configured(run: impl FnOnce(Config, RouteTable) -> ExitCode) -> ExitCode {
             ExitCode::from(BAD_CONFIGURATION)
         }
     }
+}
+
+fn check(config: &Config, table: &RouteTable, database: bool) -> ExitCode {
+    let mut found =
+        format!("ok: {} routes, {} upstreams", table.routes.len(), table.upstreams.len());
+    if database {
+        match block_on(sql::check(table, &config.database)) {
+            Ok(statements) => found.push_str(&format!(", {statements} statements that fit")),
+            Err(error) => {
+                eprintln!("{error}");
+                return match error {
+                    CheckError::Mistakes(_) => ExitCode::from(BAD_CONFIGURATION),
+                    CheckError::Unreachable { .. } => ExitCode::FAILURE,
+                };
+            }
+        }
+    }
+    print(&found);
+    ExitCode::SUCCESS
 }
 
 fn table(config: &Config) -> Result<RouteTable, routes::RouteErrors> {
@@ -144,11 +161,15 @@ fn start_logging(config: &Config) -> Result<telemetry::Guard, telemetry::InitErr
     telemetry::init(format, &config.log.filter)
 }
 
-fn run(task: impl Future<Output = anyhow::Result<()>>) -> ExitCode {
+fn block_on<T>(task: impl Future<Output = T>) -> T {
     // Which crypto provider TLS uses is decided here once, and never by what a dependency drags in.
     // It can only fail if one is installed already, which then is this one.
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
-    match actix_web::rt::System::new().block_on(task) {
+    actix_web::rt::System::new().block_on(task)
+}
+
+fn run(task: impl Future<Output = anyhow::Result<()>>) -> ExitCode {
+    match block_on(task) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("portway: {error:#}");

@@ -4,6 +4,7 @@
 //! Values never enter the text of a statement: that is made once, when the routes file is read, and its
 //! parameters are bound.
 
+mod check;
 mod cursor;
 mod engine;
 mod error;
@@ -14,6 +15,7 @@ mod run;
 mod sqlite;
 mod statement;
 
+pub use check::{CheckError, check};
 pub use cursor::next as next_page;
 pub use error::Failure;
 pub use params::{Caller, Input, Mistake, Mistakes, PathValue};

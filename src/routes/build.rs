@@ -74,6 +74,9 @@ pub(super) fn route<'n>(
     let cache = cache(fields, path.as_ref(), report);
     let invalidates = templates(fields, "invalidates", path.as_ref(), report);
     check_effects(fields, methods.as_deref(), &headers, report);
+    if let (Some(Action::Sql(rule)), Some(cache)) = (&action, &cache) {
+        sql::check_key(rule, cache, fields, report);
+    }
     Some(Route {
         name: name?.0.into(),
         path: path?,
@@ -342,6 +345,15 @@ fn check_effects(
         && methods.is_some_and(|methods| methods.iter().all(Method::is_safe))
     {
         report.error(node.place, "`invalidates` has no effect on a route with safe methods only");
+    }
+    if let Some(node) = fields.section("sql", &keys::SQL).and_then(|sql| sql.node("write")) {
+        if methods.is_none_or(|methods| methods.iter().any(Method::is_safe)) {
+            let message = "a write needs `methods`, and none of GET, HEAD and OPTIONS among them";
+            report.error(node.place, message);
+        }
+        if let Some(node) = fields.node("cache") {
+            report.error(node.place, "`cache` has no effect beside `write`");
+        }
     }
     if let Some(node) = fields.section("cache", &keys::CACHE).and_then(|f| f.node("warm"))
         && !headers.is_empty()

@@ -10,7 +10,7 @@ pub use value::{Unfit, Value, array};
 use super::{
     fields::Fields,
     keys,
-    model::{Access, Page, PageKey, Param, ParamSource, SqlRule},
+    model::{Access, CacheRule, Page, PageKey, Param, ParamSource, SqlRule},
     pattern::PathPattern,
     report::Report,
 };
@@ -70,6 +70,28 @@ pub(super) fn rule(
         page,
         params,
     })
+}
+
+/// Reports what a statement takes from the query and `cache: { query: … }` leaves out: it would never be
+/// seen, as it has no part in the key.
+pub(super) fn check_key(
+    rule: &SqlRule,
+    cache: &CacheRule,
+    route: Fields<'_>,
+    report: &mut Report<'_>,
+) {
+    let Some(counted) = &cache.query else { return };
+    let Some(node) = route.node("cache") else { return };
+    let taken = rule.params.iter().filter_map(|param| match &param.source {
+        ParamSource::Query(field) => Some(&**field),
+        _ => None,
+    });
+    for field in taken.chain(rule.page.iter().flat_map(|_| RESERVED)) {
+        if !counted.iter().any(|name| **name == *field) {
+            let message = format!("the statement takes `{field}`, which is not in `query`");
+            report.error(node.place, message);
+        }
+    }
 }
 
 fn params(route: Fields<'_>, pattern: Option<&PathPattern>, report: &mut Report<'_>) -> Vec<Param> {

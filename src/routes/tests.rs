@@ -281,6 +281,13 @@ fn routes_with_mistakes_are_refused() {
             "path: /a\nsql: { read: SELECT 1, page: { keys: [id integer], limit: 500 } }",
             "at most 200",
         ),
+        ("path: /a\nsql: { write: DELETE FROM t }", "a write needs `methods`"),
+        ("path: /a\nmethods: [GET, PUT]\nsql: { write: DELETE FROM t }", "a write needs `methods`"),
+        ("path: /a\nmethods: [PUT]\nsql: { write: DELETE FROM t }\ncache: {}", "beside `write`"),
+        (
+            "path: /a\nparams: { q: query text }\nsql: { read: 'SELECT :q' }\ncache: { query: [p] }",
+            "takes `q`, which is not in `query`",
+        ),
         ("path: /a\nsql: { write: DELETE FROM t, page: { keys: [id integer] } }", "beside `write`"),
     ] {
         // A second mistake may follow from the first.

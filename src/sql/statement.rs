@@ -66,6 +66,13 @@ impl Compiled {
     }
 }
 
+impl Compiled {
+    /// The statement that takes all values.
+    pub(super) fn longest(&self) -> &SqlStr {
+        self.after.as_ref().unwrap_or(&self.first)
+    }
+}
+
 /// PostgreSQL makes the JSON: one text for each row, in the order of the statement.
 fn postgres(rule: &SqlRule, limit: &str, after: bool) -> String {
     let bind = |index: usize| bound(&rule.params[index], index);
@@ -201,7 +208,7 @@ mod tests {
             "SELECT row_to_json(portway_rows)::text FROM ( SELECT $2, CAST($1 AS numeric) ) portway_rows LIMIT 11"
         );
         assert_eq!(
-            first("write: 'UPDATE t SET a = :a RETURNING a'", "a: body json[]", Dialect::Postgres),
+            first("write: 'UPDATE t SET a = :a RETURNING a'", "a: 'body json[]'", Dialect::Postgres),
             "WITH portway_rows AS ( UPDATE t SET a = CAST($1 AS jsonb[]) RETURNING a ) \
              SELECT row_to_json(portway_rows)::text FROM portway_rows"
         );
