@@ -208,7 +208,11 @@ mod tests {
             "SELECT row_to_json(portway_rows)::text FROM ( SELECT $2, CAST($1 AS numeric) ) portway_rows LIMIT 11"
         );
         assert_eq!(
-            first("write: 'UPDATE t SET a = :a RETURNING a'", "a: 'body json[]'", Dialect::Postgres),
+            first(
+                "write: 'UPDATE t SET a = :a RETURNING a'",
+                "a: 'body json[]'",
+                Dialect::Postgres
+            ),
             "WITH portway_rows AS ( UPDATE t SET a = CAST($1 AS jsonb[]) RETURNING a ) \
              SELECT row_to_json(portway_rows)::text FROM portway_rows"
         );
