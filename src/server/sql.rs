@@ -7,7 +7,7 @@
 mod origin;
 mod request;
 
-use std::rc::Rc;
+use std::{rc::Rc, sync::Arc};
 
 use actix_http::{
     ConnectionType, Payload, Request, Response,
@@ -22,6 +22,7 @@ use self::{
 use super::{Shared, observe::Exchange, pipeline::Routed};
 use crate::{
     cache::{
+        Cache,
         origin::{Failure, Origin},
         purge::{Mode, Selector},
         serve::Answer,
@@ -84,7 +85,7 @@ async fn run(
     let resolved = match visit.rule() {
         Some(SqlRule { access: Access::Write, .. }) => {
             let written = actix_rt::spawn(write(
-                std::sync::Arc::clone(&shared.cache),
+                Arc::clone(&shared.cache),
                 Rc::clone(visit),
                 Rc::clone(&origin),
             ));
@@ -118,7 +119,7 @@ async fn run(
 
 /// Writes, and invalidates what was written.
 async fn write(
-    cache: std::sync::Arc<crate::cache::Cache>,
+    cache: Arc<Cache>,
     visit: Rc<Visit>,
     origin: Rc<SqlOrigin>,
 ) -> Result<Answer, Failure> {

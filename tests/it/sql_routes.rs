@@ -2,6 +2,7 @@
 //! database and on PostgreSQL alike.
 
 mod check;
+mod failures;
 
 use serde_json::{Value, json};
 use sqlx::{
@@ -407,4 +408,47 @@ async fn values_are_bound_and_never_spliced(shop: Shop) {
         refused.assert_problem(422, "unprocessable");
     }
     assert_eq!(shop.get("/products").await.body, before);
+}
+
+/// Lists are the one thing that the two do not write alike.
+async fn a_list_is_bound_whole(shop: Shop) {
+    let found = shop.get("/some?ids=2,1&ids=77").await;
+    assert_eq!(found.json(), json!([{ "id": 1 }, { "id": 2 }]), "{}", found.text());
+    assert_eq!(shop.get("/some?ids=").await.json(), json!([]));
+    assert_eq!(shop.get("/some").await.json(), json!([]), "without any it is NULL");
+    shop.get("/some?ids=1,x").await.assert_problem(400, "invalid_parameters");
+    let skus = Request::post("/some", r#"{ "skus": ["LAMP", "it's", "{\"}"] }"#)
+        .header("Content-Type", "application/json");
+    assert_eq!(shop.gateway.send(&skus).await.json(), json!([{ "id": 1 }]));
+}
+
+fn lists(condition: [&str; 2]) -> String {
+    let [ids, skus] = condition;
+    format!(
+        r#"{ROUTES}
+  - name: some
+    path: /some
+    methods: [GET]
+    params: {{ ids: "query integer[] optional" }}
+    sql: {{ read: "SELECT id FROM products WHERE id {ids} ORDER BY id" }}
+  - name: some-by-sku
+    path: /some
+    methods: [POST]
+    params: {{ skus: "body text[]" }}
+    sql: {{ read: "SELECT id FROM products WHERE sku {skus} ORDER BY id" }}
+"#
+    )
+}
+
+#[tokio::test]
+async fn a_list_is_an_array_for_postgresql() {
+    let routes = lists(["= ANY(:ids)", "= ANY(:skus)"]);
+    a_list_is_bound_whole(Shop::on_postgres(&routes, SCHEMA).await).await;
+}
+
+#[tokio::test]
+async fn a_list_is_json_for_sqlite() {
+    let each = |name: &str| format!("IN (SELECT value FROM json_each(:{name}))");
+    let routes = lists([&each("ids"), &each("skus")]);
+    a_list_is_bound_whole(Shop::on_sqlite(&routes, SCHEMA).await).await;
 }
