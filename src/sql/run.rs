@@ -121,9 +121,21 @@ impl Call {
         freshness: Freshness,
     ) -> Result<Outcome, Failure> {
         let given = Given { rule, call: self };
-        match db {
-            Db::Postgres(router) => given.run(router, compiled, freshness).await,
-            Db::Sqlite(router) => given.run(router, compiled, freshness).await,
+        let mut strong = freshness.strong && db.has_primary();
+        loop {
+            let outcome = match db {
+                Db::Postgres(router) => {
+                    given.run(router, compiled, freshness.after, strong).await?
+                }
+                Db::Sqlite(router) => given.run(router, compiled, freshness.after, strong).await?,
+            };
+            let weaker = freshness.strong && !strong;
+            if weaker && db.has_primary() {
+                // It was found meanwhile, as after a start.
+                strong = true;
+                continue;
+            }
+            return Ok(Outcome { behind: outcome.behind || weaker, ..outcome });
         }
     }
 }
@@ -133,16 +145,17 @@ impl Given<'_> {
         &self,
         router: &Arc<Router<B>>,
         compiled: &Compiled,
-        freshness: Freshness,
+        after: Option<Position>,
+        strong: bool,
     ) -> Result<Outcome, Failure> {
         let page = self.call.page.as_ref();
         let sql = match &compiled.after {
-            Some(after) if page.is_some_and(|page| page.after.is_some()) => after,
+            Some(later) if page.is_some_and(|page| page.after.is_some()) => later,
             _ => &compiled.first,
         };
-        let session = router.session(freshness.after);
+        let session = router.session(after);
         let statement = Statement::new(sql.clone(), B::bind(self)?);
-        let (steps, behind) = self.steps(&session, freshness, statement).await?;
+        let (steps, behind) = self.steps(&session, strong, statement).await?;
 
         let (mut rows, mut affected) = (Vec::with_capacity(steps.len()), 0);
         for step in steps {
@@ -171,12 +184,12 @@ impl Given<'_> {
         Ok(Outcome { rows, next, position: session.position(), behind })
     }
 
-    /// Runs it on the node that it is for; whether that may be behind what was committed, against what
-    /// was asked for.
+    /// Runs it on the node that it is for; whether that may be behind what was committed, although
+    /// `strong` asked for all of it.
     async fn steps<B: Engine>(
         &self,
         session: &Session<B>,
-        freshness: Freshness,
+        strong: bool,
         statement: Statement<B>,
     ) -> Result<(db::Rows<B>, bool), Failure> {
         if self.rule.access == Access::Write {
@@ -191,13 +204,13 @@ impl Given<'_> {
                 Err(error) => Err(error.into()),
             };
         }
-        if freshness.strong {
+        if strong {
             match session.read().strong().run(statement.clone()).await {
                 Err(db::Error::NoPrimary) => {}
                 answered => return Ok((answered?, false)),
             }
         }
-        Ok((session.read().run(statement).await?, freshness.strong))
+        Ok((session.read().run(statement).await?, strong))
     }
 
     fn rows(&self, compiled: &Compiled, list: List, affected: u64) -> Result<Rows, Failure> {

@@ -51,6 +51,8 @@ impl Compiled {
         let limit = match rule.page {
             // The page's own limit, and one more to see whether another page follows.
             Some(_) => marker(rule.params.len(), dialect),
+            // One more than there may be, to see whether there are.
+            None if rule.one => "2".to_owned(),
             None => (rule.max_rows + 1).to_string(),
         };
         let build = |after: bool| match dialect {
