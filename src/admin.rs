@@ -6,6 +6,7 @@
 
 mod cache;
 mod data;
+mod database;
 mod entries;
 mod events;
 mod guard;
@@ -28,6 +29,7 @@ use tracing_actix_web::TracingLogger;
 pub use self::guard::Token;
 use crate::{
     cache::{Cache, RouteCache, stats},
+    db::Db,
     problem::{self, Code},
     proxy::UpstreamStatus,
     telemetry::{
@@ -80,6 +82,7 @@ pub struct RouteView {
 #[derive(Clone)]
 pub struct Context {
     pub cache: Arc<Cache>,
+    pub db: Db,
     pub registry: Arc<Registry>,
     pub gateway: Arc<dyn Inspect>,
     pub token: Option<Token>,
@@ -116,6 +119,9 @@ pub fn serve(context: Context, listener: TcpListener) -> std::io::Result<Server>
                     .route("/data", web::delete().to(data::clear))
                     .route("/data/{key:.+}", web::get().to(data::show))
                     .route("/data/{key:.+}", web::delete().to(data::delete))
+                    .route("/database", web::get().to(database::show))
+                    .route("/database/{node:.+}/drain", web::post().to(database::drain))
+                    .route("/database/{node:.+}/undrain", web::post().to(database::undrain))
                     .route("/events", web::get().to(events::follow))
                     .route("/routes", web::get().to(routes))
                     .route("/upstreams", web::get().to(upstreams)),

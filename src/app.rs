@@ -32,7 +32,10 @@ use crate::{
     proxy::{self, UpstreamStatus},
     redis::Redis,
     routes::{self, Action, Found, Params, RouteTable},
-    server::{Readiness, Shared, listen, metrics, snapshot::Snapshot, tls::Certificate, warm},
+    server::{
+        Readiness, Shared, listen, metrics, position::Positions, snapshot::Snapshot,
+        tls::Certificate, warm,
+    },
     sql::Dialect,
     telemetry::metrics::Registry,
 };
@@ -83,6 +86,7 @@ impl App {
             limits: Limits::new(redis.clone()),
             redis,
             db,
+            positions: Positions::new(config.database.replica_max_lag),
             snapshot: ArcSwap::from_pointee(snapshot),
             trusted_proxies: config.server.trusted_proxies.clone(),
             upstream_tls: proxy::client_config().context("TLS to upstreams")?,
@@ -117,6 +121,7 @@ impl App {
         )?;
         let context = admin::Context {
             cache: Arc::clone(&cache),
+            db: shared.db.clone(),
             registry,
             gateway: Arc::new(View(Arc::clone(&shared))),
             token: config.admin.token.as_ref().map(|token| admin::Token::new(token.expose())),
@@ -126,6 +131,7 @@ impl App {
 
         shared.snapshot.load().upstreams.spawn_health_checks(&shared.upstream_tls);
         background.push(spawn(sweep(cache)));
+        background.push(spawn(prepare_database(Arc::clone(&shared), config.database.migrate)));
         if let Some(file) = config.routes.file.clone() {
             let reload = Arc::new(tokio::sync::Notify::new());
             let changed = Arc::clone(&reload);
@@ -263,6 +269,32 @@ fn bind(address: SocketAddr) -> anyhow::Result<std::net::TcpListener> {
 
 fn spawn(task: impl Future<Output = ()> + Send + 'static) -> AbortOnDropHandle<()> {
     AbortOnDropHandle::new(tokio::spawn(task))
+}
+
+/// Applies the migrations and gets what is kept in the tables, for as long as that takes: requests that do
+/// not need them are served meanwhile.
+async fn prepare_database(shared: Arc<Shared>, migrate: bool) {
+    if migrate {
+        apply_migrations(&shared.db).await;
+    }
+    shared.positions.load(&shared.db).await;
+}
+
+async fn apply_migrations(db: &Db) {
+    let mut wait = Duration::from_millis(250);
+    loop {
+        match db.migrate().await {
+            Ok(applied) => {
+                for name in applied {
+                    tracing::info!(migration = name, "migration applied");
+                }
+                return;
+            }
+            Err(error) => tracing::warn!("migrations not applied yet: {error}"),
+        }
+        tokio::time::sleep(wait).await;
+        wait = (wait * 2).min(Duration::from_secs(10));
+    }
 }
 
 async fn sweep(cache: Arc<Cache>) {

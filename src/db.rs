@@ -6,10 +6,21 @@
 //! prober; what probes see and requests meet goes through one pure state machine, whose result requests go
 //! by. The router observes and never promotes.
 
+/// Runs the same on either: `on!(db, router => expression)`.
+macro_rules! on {
+    ($db:expr, $router:ident => $then:expr) => {
+        match $db {
+            $crate::db::Db::Postgres($router) => $then,
+            $crate::db::Db::Sqlite($router) => $then,
+        }
+    };
+}
 mod backend;
 mod choose;
 mod error;
 mod heads;
+mod metrics;
+mod migrate;
 mod node;
 mod pool;
 mod position;
@@ -18,6 +29,7 @@ mod prober;
 mod read;
 mod router;
 mod session;
+mod signing;
 mod sqlite;
 mod status;
 mod topology;
@@ -29,6 +41,7 @@ use sqlx::{Postgres, Sqlite};
 
 pub use backend::{Backend, Rows, Statement};
 pub use error::Error;
+pub use migrate::MigrationError;
 pub use pool::PoolStatus;
 pub use position::Position;
 pub use router::Router;
@@ -55,16 +68,6 @@ pub struct StartError {
 pub enum Db {
     Postgres(Arc<Router<Postgres>>),
     Sqlite(Arc<Router<Sqlite>>),
-}
-
-/// Runs the same on either: `on!(db, router => expression)`.
-macro_rules! on {
-    ($db:expr, $router:ident => $then:expr) => {
-        match $db {
-            $crate::db::Db::Postgres($router) => $then,
-            $crate::db::Db::Sqlite($router) => $then,
-        }
-    };
 }
 
 impl Db {

@@ -1,11 +1,12 @@
 //! The `portway` command: reads the settings, runs what was asked, and waits for signals.
 
-use std::{io::Write as _, process::ExitCode};
+use std::{io::Write as _, process::ExitCode, time::Duration};
 
 use clap::{Parser, Subcommand};
 use portway::{
     app::App,
     config::{Config, Environment, LogFormat},
+    db::Db,
     demo::Demo,
     routes::{self, RouteTable},
     sql::{self, CheckError},
@@ -41,6 +42,8 @@ enum Command {
         #[arg(long)]
         database: bool,
     },
+    /// Apply the migrations to the primary of the database.
+    Migrate,
     /// Print the JSON Schema of the routes file.
     Schema,
 }
@@ -50,6 +53,7 @@ fn main() -> ExitCode {
         Command::Serve => configured(serve),
         Command::Demo => demo(),
         Command::Check { database } => configured(|config, table| check(&config, &table, database)),
+        Command::Migrate => migrate(),
         Command::Schema => {
             print(&format!("{:#}", routes::json_schema()));
             ExitCode::SUCCESS
@@ -128,6 +132,28 @@ fn serve(config: Config, table: RouteTable) -> ExitCode {
     run(async move {
         let app = App::build(config, table)?;
         app.run_until(stop()).await
+    })
+}
+
+fn migrate() -> ExitCode {
+    let config = match Config::from_env() {
+        Ok(config) => config,
+        Err(errors) => {
+            eprintln!("{errors}");
+            return ExitCode::from(BAD_CONFIGURATION);
+        }
+    };
+    run(async move {
+        let db = Db::start(&config.database)?;
+        let applied = db.migrate().await?;
+        if applied.is_empty() {
+            print("nothing to apply");
+        }
+        for name in applied {
+            print(&format!("applied {name}"));
+        }
+        db.close(Duration::ZERO).await;
+        Ok(())
     })
 }
 

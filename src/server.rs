@@ -11,6 +11,7 @@ pub mod metrics;
 mod observe;
 mod origin;
 mod pipeline;
+pub mod position;
 pub mod snapshot;
 mod sql;
 pub mod tls;
@@ -24,7 +25,7 @@ use ipnet::IpNet;
 use tokio_util::sync::CancellationToken;
 
 pub use self::health::Readiness;
-use self::snapshot::Snapshot;
+use self::{position::Positions, snapshot::Snapshot};
 use crate::{cache::Cache, db::Db, limits::Limits, redis::Redis, telemetry::metrics::Registry};
 
 /// What the workers of one process share.
@@ -34,6 +35,7 @@ pub struct Shared {
     /// None: this instance shares nothing with others.
     pub redis: Option<Arc<Redis>>,
     pub db: Db,
+    pub positions: Positions,
     pub snapshot: ArcSwap<Snapshot>,
     pub trusted_proxies: Vec<IpNet>,
     pub upstream_tls: Arc<rustls::ClientConfig>,

@@ -101,6 +101,20 @@ impl<B: Backend> Router<B> {
         self.view.load().primary.is_some()
     }
 
+    /// The primary, once one is known; none if that takes too long.
+    pub(super) async fn wait_for_primary(&self) -> Option<usize> {
+        let found = timeout(self.settings.query_timeout, async {
+            loop {
+                let changed = self.changed();
+                if let Some(index) = self.view.load().primary {
+                    return index;
+                }
+                changed.await;
+            }
+        });
+        found.await.ok()
+    }
+
     pub(super) fn interval(&self) -> Duration {
         self.settings.interval
     }

@@ -136,6 +136,9 @@ fn ready(shared: &Shared) -> Response<BoxBody> {
     {
         degraded.insert("cache".into(), "memory only, not in touch with other instances".into());
     }
+    if !shared.db.has_primary() {
+        degraded.insert("database".into(), "no primary is known".into());
+    }
     let down = shared.snapshot.load().upstreams.status();
     let down: Vec<String> = down
         .iter()

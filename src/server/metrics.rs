@@ -26,6 +26,7 @@ pub fn register(shared: &Arc<Shared>) {
             if let Some(redis) = &shared.redis {
                 redis.collect(out);
             }
+            shared.db.collect(out);
             shared.readiness.collect(out);
         }
     });

@@ -102,7 +102,7 @@ pub struct Routed {
     pub query: Option<String>,
     pub host: String,
     pub peer: SocketAddr,
-    secure: bool,
+    pub secure: bool,
     pub door: Option<front_door::Connection>,
     /// Whether Redis has yet to say if it passes the limits of its route.
     undecided: bool,

@@ -23,6 +23,7 @@ use super::{Shared, observe::Exchange, pipeline::Routed};
 use crate::{
     cache::{
         Cache,
+        clock::Timestamp,
         origin::{Failure, Origin},
         purge::{Mode, Selector},
         serve::Answer,
@@ -81,7 +82,8 @@ async fn run(
     call: Call,
     exchange: &Exchange,
 ) -> (Response<BoxBody>, CacheOutcome) {
-    let origin = Rc::new(SqlOrigin::new(shared.db.clone(), Rc::clone(visit), call));
+    let floor = shared.positions.floor(visit.request.head(), Timestamp::now().seconds());
+    let origin = Rc::new(SqlOrigin::new(shared.db.clone(), Rc::clone(visit), call, floor));
     let resolved = match visit.rule() {
         Some(SqlRule { access: Access::Write, .. }) => {
             let written = actix_rt::spawn(write(
@@ -103,7 +105,11 @@ async fn run(
         }
     };
     match resolved {
-        Ok(Answer { response, outcome }) => {
+        Ok(Answer { mut response, outcome }) => {
+            if let Some(position) = origin.written() {
+                let (secure, now) = (visit.routed.secure, Timestamp::now().seconds());
+                shared.positions.put(response.headers_mut(), position, secure, now);
+            }
             if let Some(code) = origin.problem() {
                 exchange.note(code);
             }

@@ -25,11 +25,11 @@ use crate::{
         origin::{self as cached, Ask, Body, Origin},
         policy::{self, Precondition},
     },
-    db::Db,
+    db::{Db, Position},
     problem::{self, Code, Members},
     proxy,
     routes::{Access, ParamSource, SqlRule, Template},
-    server::observe::UpstreamPart,
+    server::{observe::UpstreamPart, position::Floor},
     sql::{self, Call, Freshness, Outcome, Rows},
     telemetry::throttle::Throttle,
 };
@@ -40,6 +40,9 @@ pub struct SqlOrigin {
     db: Db,
     visit: Rc<Visit>,
     call: Rc<Call>,
+    floor: Floor,
+    /// Where the write of this run can be read.
+    written: Rc<Cell<Option<Position>>>,
     part: Rc<UpstreamPart>,
     /// What the response stands for that this run gave in place of rows.
     problem: Rc<Cell<Option<Code>>>,
@@ -48,10 +51,15 @@ pub struct SqlOrigin {
 }
 
 impl SqlOrigin {
-    pub fn new(db: Db, visit: Rc<Visit>, call: Call) -> Self {
+    pub fn new(db: Db, visit: Rc<Visit>, call: Call, floor: Floor) -> Self {
         let part = Rc::clone(&visit.part);
-        let (problem, failure) = Default::default();
-        Self { db, visit, call: Rc::new(call), part, problem, failure }
+        let (written, problem, failure) = Default::default();
+        Self { db, visit, call: Rc::new(call), floor, written, part, problem, failure }
+    }
+
+    /// Where what was written can be read, if it was this request that wrote.
+    pub fn written(&self) -> Option<Position> {
+        self.written.get()
     }
 
     /// What the response stands for, if it was this request that ran the statement and it gave no rows.
@@ -72,16 +80,21 @@ impl SqlOrigin {
             return Err(cached::Failure(Code::Internal));
         };
         let freshness = Freshness {
-            after: None,
+            after: self.floor.after,
             // What was read on a replica before a write came there must not be stored after that write
             // has invalidated it.
-            strong: rule.access == Access::Read && self.visit.route().cache.is_some(),
+            strong: self.floor.unverified || self.visit.route().cache.is_some(),
         };
         let started = Instant::now();
         let result = self.call.run(&self.db, rule, compiled, freshness).await;
         self.part.took.set(Some(started.elapsed()));
         match result {
-            Ok(outcome) => Ok(self.response(rule, outcome, &ask)),
+            Ok(outcome) => {
+                if rule.access == Access::Write {
+                    self.written.set(outcome.position);
+                }
+                Ok(self.response(rule, outcome, &ask))
+            }
             Err(failure) => {
                 log(&failure, &self.visit.route().name);
                 *self.failure.borrow_mut() = Some(failure.clone());
@@ -202,8 +215,8 @@ impl Origin for SqlOrigin {
     }
 
     fn detached(&self) -> Option<Rc<dyn Origin>> {
-        let (part, problem, failure) = Default::default();
-        Some(Rc::new(Self { part, problem, failure, ..self.clone() }))
+        let (written, part, problem, failure) = Default::default();
+        Some(Rc::new(Self { written, part, problem, failure, ..self.clone() }))
     }
 
     fn invalidates(&self) -> Vec<String> {
